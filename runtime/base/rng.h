@@ -1,0 +1,40 @@
+/* Counter-based randomness: the draw is a pure function of its key, so a replayed request draws the same numbers
+ * whatever else ran. Philox4x32-10: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC11). */
+#ifndef TANDEM_BASE_RNG_H
+#define TANDEM_BASE_RNG_H
+
+#include <stdint.h>
+
+/* Ten rounds over counter[4] with key[2]; the result replaces the counter. */
+static inline void philox4x32(uint32_t counter[4], uint32_t key0, uint32_t key1) {
+    for (int round = 0; round < 10; round++) {
+        uint64_t product0 = (uint64_t)0xD2511F53u * counter[0];
+        uint64_t product1 = (uint64_t)0xCD9E8D57u * counter[2];
+        uint32_t next0 = (uint32_t)(product1 >> 32) ^ counter[1] ^ key0;
+        uint32_t next2 = (uint32_t)(product0 >> 32) ^ counter[3] ^ key1;
+        counter[1] = (uint32_t)product1;
+        counter[3] = (uint32_t)product0;
+        counter[0] = next0;
+        counter[2] = next2;
+        key0 += 0x9E3779B9u;
+        key1 += 0xBB67AE85u;
+    }
+}
+
+/* Uniform in (0, 1), 24 bits, for the token at `position` (its index in prompt + output) of choice `choice` of a
+ * request with `seed`. The value is exact in float. */
+static inline float rng_token_uniform(uint64_t seed, uint32_t choice, uint32_t position) {
+    uint32_t counter[4] = {position, choice, 0, 0};
+    philox4x32(counter, (uint32_t)seed, (uint32_t)(seed >> 32));
+    return ((float)(counter[0] >> 8) + 0.5f) * (1.0f / 16777216.0f);
+}
+
+/* A small sequential generator for tests, simulators and back-off jitter (splitmix64, Steele et al. 2014). */
+static inline uint64_t rng_next(uint64_t *state) {
+    uint64_t z = (*state += 0x9E3779B97F4A7C15ull);
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
+    return z ^ (z >> 31);
+}
+
+#endif
