@@ -1,0 +1,62 @@
+/* Collectives of one tensor-parallel group: one process per rank, one table per transport.
+ *
+ * Collectives are enqueued on a stream like any kernel, in the same order on every rank, and act on device memory of
+ * the kernels they were opened with. Sums are taken in fp32 in rank order 0 .. world-1 with one rounding at the end, so
+ * every rank holds the same bits (NCCL is asked only for the latter). A rank that never comes leaves the others waiting:
+ * the host's watchdog kills the group, so no collective times out by itself, but every wait ends with an error once
+ * `abort` was called. */
+#ifndef TANDEM_PARALLEL_COMM_H
+#define TANDEM_PARALLEL_COMM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "kernels/kernels.h"
+
+#define COMM_MAX_WORLD 16
+
+struct comm;
+
+struct comm_config {
+    uint32_t rank;
+    uint32_t world;
+    const struct kernel_ops *kernels;
+    struct kernel_device *device;
+    size_t max_bytes;   /* the largest all_reduce, and the most one rank sends in any other collective */
+    int memory_fd;      /* comm_shm: the group's shared memory, comm_shm_bytes() long, zeroed; borrowed. Else -1 */
+    bool spin;          /* comm_shm: spin between arrivals; right only while all ranks' threads fit the free cores */
+    uint64_t timeout_ns; /* of open itself, which is collective */
+};
+
+struct comm_ops {
+    const char *name;
+    /* Collective: returns when every rank has called it, or fails naming the ranks that did not come. */
+    enum status (*open)(const struct comm_config *config, struct comm **comm);
+    void (*close)(struct comm *comm);
+    /* In place: data[i] = sum over ranks. */
+    enum status (*all_reduce)(struct comm *comm, struct kernel_stream *stream, void *data, size_t count,
+                              enum dtype dtype);
+    /* recv = the ranks' `bytes` from send, in rank order; recv holds world * bytes. */
+    enum status (*all_gather)(struct comm *comm, struct kernel_stream *stream, const void *send, void *recv,
+                              size_t bytes);
+    /* send holds one part for each rank, in rank order, send_bytes[r] long; recv likewise. Every rank must know both
+     * (send_bytes[r] here is recv_bytes[self] there). */
+    enum status (*all_to_all)(struct comm *comm, struct kernel_stream *stream, const void *send,
+                              const size_t *send_bytes, void *recv, const size_t *recv_bytes);
+    enum status (*broadcast)(struct comm *comm, struct kernel_stream *stream, void *data, size_t bytes, uint32_t root);
+    /* Waits on the host until all ranks are here. */
+    enum status (*barrier)(struct comm *comm);
+    /* Ends every wait of this rank's collectives with an error; may be called from any thread. */
+    void (*abort)(struct comm *comm);
+    /* Optional fusion, NULL means composition: data summed as all_reduce would, then op_rmsnorm with delta = data. */
+    enum status (*all_reduce_add_rmsnorm)(struct comm *comm, struct kernel_stream *stream, void *data,
+                                          const struct op_rmsnorm *args);
+};
+
+/* "self" (world 1), "shm"; NULL for an unknown name. */
+const struct comm_ops *comm_find(const char *name);
+
+/* Bytes of shared memory that comm_shm needs for a group. */
+size_t comm_shm_bytes(uint32_t world, size_t max_bytes);
+
+#endif
