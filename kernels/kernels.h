@@ -30,10 +30,10 @@ struct kernel_event;
 struct kernel_graph;
 
 struct kernel_device_config {
-    int ordinal;         /* which card; the cpu backend has only 0 */
-    uint32_t threads;    /* cpu: compute threads of this rank, >= 1 */
-    int first_cpu;       /* cpu: threads are pinned to first_cpu, first_cpu + 1, ...; -1 leaves them free */
-    bool spin;           /* cpu: threads spin for work; right only while all ranks' threads fit the free cores */
+    int ordinal;      /* which card; the cpu backend has only 0 */
+    uint32_t threads; /* cpu: compute threads of this rank, >= 1 */
+    int first_cpu;    /* cpu: threads are pinned to first_cpu, first_cpu + 1, ...; -1 leaves them free */
+    bool spin;        /* cpu: threads spin for work; right only while all ranks' threads fit the free cores */
 };
 
 /* Weights of one matrix, y = x W^T: N rows (outputs) of K columns (inputs), row-major. */
@@ -66,14 +66,14 @@ static inline size_t kv_block_elements(const struct kv_layout *layout) {
 
 /* Device memory that outlives steps: what is known of each slot. */
 struct slot_state {
-    uint32_t n_slots;            /* L; the last one is the padding slot of graphs: its block table is all block 0 */
-    uint32_t max_len;            /* positions per slot */
-    uint32_t max_blocks;         /* ceil(max_len / B) */
-    uint32_t *len;               /* [L] positions in the KV cache */
-    uint32_t *ids;               /* [L][max_len + 1] */
-    uint32_t *block_table;       /* [L][max_blocks] */
+    uint32_t n_slots;               /* L; the last one is the padding slot of graphs: its block table is all block 0 */
+    uint32_t max_len;               /* positions per slot */
+    uint32_t max_blocks;            /* ceil(max_len / B) */
+    uint32_t *len;                  /* [L] positions in the KV cache */
+    uint32_t *ids;                  /* [L][max_len + 1] */
+    uint32_t *block_table;          /* [L][max_blocks] */
     struct step_sampling *sampling; /* [L] */
-    struct step_bias *bias;      /* [L][STEP_MAX_LOGIT_BIAS] */
+    struct step_bias *bias;         /* [L][STEP_MAX_LOGIT_BIAS] */
 };
 
 /* Applies the writes of a step to the slots, in the order inits, runs, blocks. The arrays are device copies of the
@@ -117,12 +117,12 @@ struct op_embed {
 /* residual += delta (when delta is not NULL), then out = residual / rms(residual) * weight.
  * rms(x) = sqrt(mean(x^2) + eps). */
 struct op_rmsnorm {
-    float *residual;         /* [T][H] fp32, in and out */
-    const void *delta;       /* [T][H] or NULL */
+    float *residual;   /* [T][H] fp32, in and out */
+    const void *delta; /* [T][H] or NULL */
     enum dtype delta_dtype;
-    const void *weight;      /* [H] */
+    const void *weight; /* [H] */
     enum dtype weight_dtype;
-    void *out;               /* [T][H], or NULL to add only */
+    void *out; /* [T][H], or NULL to add only */
     enum dtype out_dtype;
     uint32_t n_tokens;
     uint32_t hidden;
@@ -134,10 +134,10 @@ struct op_gemm {
     struct weight weight; /* [N][K] */
     const void *bias;     /* [N] in bias_dtype, or NULL */
     enum dtype bias_dtype;
-    const void *x;        /* [M][K], rows x_stride elements apart */
+    const void *x; /* [M][K], rows x_stride elements apart */
     enum dtype x_dtype;
     size_t x_stride;
-    void *out;            /* [M][N], rows out_stride elements apart */
+    void *out; /* [M][N], rows out_stride elements apart */
     enum dtype out_dtype;
     size_t out_stride;
     uint32_t m;
@@ -147,26 +147,26 @@ struct op_gemm {
 /* Rotates the queries and keys of `qkv` in place by their positions (half-split layout: element i pairs with i + D/2)
  * and writes keys and values to the cache. */
 struct op_rope_kv {
-    void *qkv;              /* [T][(Q + 2 G) D]: queries, keys, values */
+    void *qkv; /* [T][(Q + 2 G) D]: queries, keys, values */
     enum dtype dtype;
-    const float *rope;      /* [max_len][D]: cos of D/2 angles, then their sines */
-    const uint32_t *token_pos; /* [T] */
-    const uint32_t *token_row; /* [T] */
-    const uint32_t *row_slot;  /* [R] */
+    const float *rope;           /* [max_len][D]: cos of D/2 angles, then their sines */
+    const uint32_t *token_pos;   /* [T] */
+    const uint32_t *token_row;   /* [T] */
+    const uint32_t *row_slot;    /* [R] */
     const uint32_t *block_table; /* [L][max_blocks] */
     uint32_t max_blocks;
     uint32_t n_tokens;
-    uint32_t n_q_heads;     /* Q */
+    uint32_t n_q_heads; /* Q */
     struct kv_layout kv;
-    void *cache;            /* of this layer */
+    void *cache; /* of this layer */
 };
 
 /* Causal attention of each token over positions 0 .. its own, from the cache. Query head h reads KV head
  * q_to_kv[h]. */
 struct op_attention {
-    const void *qkv;        /* as op_rope_kv left it */
-    enum dtype dtype;       /* of qkv and out */
-    void *out;              /* [T][Q D] */
+    const void *qkv;            /* as op_rope_kv left it */
+    enum dtype dtype;           /* of qkv and out */
+    void *out;                  /* [T][Q D] */
     const uint32_t *row_start;  /* [R + 1] */
     const uint32_t *row_slot;   /* [R] */
     const uint32_t *row_kv_len; /* [R] */
@@ -177,9 +177,9 @@ struct op_attention {
     const uint32_t *q_to_kv; /* [Q], values < G */
     struct kv_layout kv;
     const void *cache;
-    float scale;            /* usually 1 / sqrt(D) */
-    uint32_t max_kv_len;    /* a host-known bound on row_kv_len of this step */
-    void *workspace;        /* kernel_ops.attention_workspace bytes */
+    float scale;         /* usually 1 / sqrt(D) */
+    uint32_t max_kv_len; /* a host-known bound on row_kv_len of this step */
+    void *workspace;     /* kernel_ops.attention_workspace bytes */
     struct kernel_prefetch prefetch;
 };
 
@@ -189,7 +189,7 @@ struct op_swiglu {
     void *out;           /* [T][F] */
     enum dtype dtype;
     uint32_t n_tokens;
-    uint32_t n_columns;  /* F */
+    uint32_t n_columns; /* F */
 };
 
 /* out[i] = x[index[i]], rows of `row_bytes`. */
@@ -222,7 +222,7 @@ struct token_choice {
 struct op_argmax {
     const float *logits; /* [S][V] */
     uint32_t n_rows;
-    uint32_t n_columns;  /* V */
+    uint32_t n_columns; /* V */
     uint32_t first_id;
     uint32_t n_valid;
     struct token_choice *out; /* [S] */
@@ -241,9 +241,9 @@ struct op_argmax_merge {
  * are all kept for top_p and min_p, and broken by the lower id for top_k. The draw is inverse-CDF in ascending id
  * order with rng_token_uniform(seed, choice, slot length in ids). */
 struct op_sample {
-    float *logits;         /* [n_rows][n_columns], overwritten */
+    float *logits; /* [n_rows][n_columns], overwritten */
     uint32_t n_rows;
-    uint32_t n_columns;    /* the whole vocabulary */
+    uint32_t n_columns; /* the whole vocabulary */
     uint32_t n_valid;
     const uint32_t *slot;  /* [n_rows] */
     const uint32_t *n_ids; /* [n_rows] ids the slot holds, that is the position of the token to draw */
@@ -275,7 +275,7 @@ struct kernel_ops {
     enum status (*host_alloc)(struct kernel_device *device, size_t bytes, void **memory); /* pinned host memory */
     void (*host_free)(struct kernel_device *device, void *memory);
     enum status (*stream_create)(struct kernel_device *device, struct kernel_stream **stream);
-    void (*stream_destroy)(struct kernel_stream *stream); /* waits for it first */
+    void (*stream_destroy)(struct kernel_stream *stream);     /* waits for it first */
     enum status (*stream_sync)(struct kernel_stream *stream); /* waits; the first error of the stream comes out here */
     enum status (*event_create)(struct kernel_device *device, struct kernel_event **event);
     void (*event_destroy)(struct kernel_event *event);

@@ -2,9 +2,9 @@
  *
  * Collectives are enqueued on a stream like any kernel, in the same order on every rank, and act on device memory of
  * the kernels they were opened with. Sums are taken in fp32 in rank order 0 .. world-1 with one rounding at the end, so
- * every rank holds the same bits (NCCL is asked only for the latter). A rank that never comes leaves the others waiting:
- * the host's watchdog kills the group, so no collective times out by itself, but every wait ends with an error once
- * `abort` was called. */
+ * every rank holds the same bits (NCCL is asked only for the latter). A rank that never comes leaves the others
+ * waiting: the host's watchdog kills the group, so no collective times out by itself, but every wait ends with an error
+ * once `abort` was called. */
 #ifndef TANDEM_PARALLEL_COMM_H
 #define TANDEM_PARALLEL_COMM_H
 
@@ -22,9 +22,9 @@ struct comm_config {
     uint32_t world;
     const struct kernel_ops *kernels;
     struct kernel_device *device;
-    size_t max_bytes;   /* the largest all_reduce, and the most one rank sends in any other collective */
-    int memory_fd;      /* comm_shm: the group's shared memory, comm_shm_bytes() long, zeroed; borrowed. Else -1 */
-    bool spin;          /* comm_shm: spin between arrivals; right only while all ranks' threads fit the free cores */
+    size_t max_bytes;    /* the largest all_reduce, and the most one rank sends in any other collective */
+    int memory_fd;       /* comm_shm: the group's shared memory, comm_shm_bytes() long, zeroed; borrowed. Else -1 */
+    bool spin;           /* comm_shm: spin between arrivals; right only while all ranks' threads fit the free cores */
     uint64_t timeout_ns; /* of open itself, which is collective */
 };
 
@@ -48,6 +48,9 @@ struct comm_ops {
     enum status (*barrier)(struct comm *comm);
     /* Ends every wait of this rank's collectives with an error; may be called from any thread. */
     void (*abort)(struct comm *comm);
+    /* STATUS_OK while every collective that has run did its work; else the error that ended one of them, after which
+     * what the later ones left in memory means nothing. Look before using results. May be called from any thread. */
+    enum status (*check)(struct comm *comm);
     /* Optional fusion, NULL means composition: data summed as all_reduce would, then op_rmsnorm with delta = data. */
     enum status (*all_reduce_add_rmsnorm)(struct comm *comm, struct kernel_stream *stream, void *data,
                                           const struct op_rmsnorm *args);

@@ -21,8 +21,7 @@ void *xrealloc(void *old, size_t count, size_t size) {
 
 void *xaligned(size_t alignment, size_t bytes) {
     void *memory = NULL;
-    CHECK(posix_memalign(&memory, alignment, bytes > 0 ? bytes : alignment) == 0, "out of memory for %zu bytes",
-          bytes);
+    CHECK(posix_memalign(&memory, alignment, bytes > 0 ? bytes : alignment) == 0, "out of memory for %zu bytes", bytes);
     memset(memory, 0, bytes);
     return memory;
 }

@@ -116,8 +116,7 @@ enum status memfd_make(const char *name, size_t size, int *fd) {
     if (made < 0) {
         FAIL_ERRNO(STATUS_IO, "memfd_create(%s)", name);
     }
-    if (ftruncate(made, (off_t)size) != 0 ||
-        fcntl(made, F_ADD_SEALS, F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL) != 0) {
+    if (ftruncate(made, (off_t)size) != 0 || fcntl(made, F_ADD_SEALS, F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL) != 0) {
         enum status status = status_fail_errno(STATUS_IO, "memfd %s of %zu bytes", name, size);
         close(made);
         return status;

@@ -7,11 +7,11 @@
 _Noreturn void check_failed(const char *file, int line, const char *condition, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
 
-#define CHECK(condition, ...)                                           \
-    do {                                                                \
-        if (__builtin_expect(!(condition), 0)) {                        \
-            check_failed(__FILE__, __LINE__, #condition, __VA_ARGS__);  \
-        }                                                               \
+#define CHECK(condition, ...)                                                                                          \
+    do {                                                                                                               \
+        if (__builtin_expect(!(condition), 0)) {                                                                       \
+            check_failed(__FILE__, __LINE__, #condition, __VA_ARGS__);                                                 \
+        }                                                                                                              \
     } while (0)
 
 #endif

@@ -59,7 +59,7 @@ static void append_escape(struct buf *out, unsigned char byte) {
     }
 }
 
-void json_string(struct json_writer *writer, const char *text, size_t size) {
+void json_bytes(struct json_writer *writer, const char *text, size_t size) {
     begin_value(writer);
     struct buf *out = writer->out;
     buf_append(out, "\"", 1);
@@ -93,9 +93,9 @@ void json_string(struct json_writer *writer, const char *text, size_t size) {
 
 void json_text(struct json_writer *writer, const char *text) {
     if (text == NULL) {
-        json_null(writer);
+        json_none(writer);
     } else {
-        json_string(writer, text, strlen(text));
+        json_bytes(writer, text, strlen(text));
     }
 }
 
@@ -140,7 +140,7 @@ void json_bool(struct json_writer *writer, bool value) {
     buf_append_text(writer->out, value ? "true" : "false");
 }
 
-void json_null(struct json_writer *writer) {
+void json_none(struct json_writer *writer) {
     begin_value(writer);
     buf_append(writer->out, "null", 4);
 }

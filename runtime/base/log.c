@@ -40,9 +40,9 @@ void log_write(enum log_level level, const char *format, ...) {
     va_end(args);
 
     char line[2048 * 4 + 128];
-    int used = snprintf(line, sizeof line, "%04d-%02d-%02dT%02d:%02d:%02d.%03ldZ %s %s: ", utc.tm_year + 1900,
-                        utc.tm_mon + 1, utc.tm_mday, utc.tm_hour, utc.tm_min, utc.tm_sec, now.tv_nsec / 1000000,
-                        level_names[level], role);
+    int used =
+        snprintf(line, sizeof line, "%04d-%02d-%02dT%02d:%02d:%02d.%03ldZ %s %s: ", utc.tm_year + 1900, utc.tm_mon + 1,
+                 utc.tm_mday, utc.tm_hour, utc.tm_min, utc.tm_sec, now.tv_nsec / 1000000, level_names[level], role);
     for (const unsigned char *p = (const unsigned char *)raw; *p != 0; p++) {
         if (*p < 0x20 || *p == 0x7f) {
             used += snprintf(line + used, sizeof line - (size_t)used, "\\x%02x", *p);

@@ -1,5 +1,6 @@
 /* Counter-based randomness: the draw is a pure function of its key, so a replayed request draws the same numbers
- * whatever else ran. Philox4x32-10: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC11). */
+ * whatever else ran. Philox4x32-10: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC11).
+ */
 #ifndef TANDEM_BASE_RNG_H
 #define TANDEM_BASE_RNG_H
 

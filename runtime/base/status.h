@@ -48,21 +48,21 @@ enum status status_prefix(enum status status, const char *format, ...) __attribu
 #define FAIL_ERRNO(status, ...) return status_fail_errno((status), __VA_ARGS__)
 
 /* Returns from the calling function with the failure of `expression`, if it failed. */
-#define TRY(expression)                    \
-    do {                                   \
-        enum status try_ = (expression);   \
-        if (try_ != STATUS_OK) {           \
-            return try_;                   \
-        }                                  \
+#define TRY(expression)                                                                                                \
+    do {                                                                                                               \
+        enum status try_ = (expression);                                                                               \
+        if (try_ != STATUS_OK) {                                                                                       \
+            return try_;                                                                                               \
+        }                                                                                                              \
     } while (0)
 
 /* As TRY, for a function with things to release: stores into `result` and jumps to `label`. */
-#define TRY_GOTO(expression, result, label) \
-    do {                                    \
-        (result) = (expression);            \
-        if ((result) != STATUS_OK) {        \
-            goto label;                     \
-        }                                   \
+#define TRY_GOTO(expression, result, label)                                                                            \
+    do {                                                                                                               \
+        (result) = (expression);                                                                                       \
+        if ((result) != STATUS_OK) {                                                                                   \
+            goto label;                                                                                                \
+        }                                                                                                              \
     } while (0)
 
 #endif

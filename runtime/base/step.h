@@ -15,24 +15,24 @@
 #include <assert.h>
 #include <stdint.h>
 
-#define STEP_MAX_LOGPROBS 20   /* OpenAI's limit for top_logprobs */
+#define STEP_MAX_LOGPROBS 20    /* OpenAI's limit for top_logprobs */
 #define STEP_MAX_LOGIT_BIAS 300 /* entries of one request */
 
 /* How the next token of a slot is drawn. Pure data: the draw is a function of this, of the logits, of the slot's ids
  * and of rng_token_uniform(seed, choice, position). */
 struct step_sampling {
     uint64_t seed;
-    uint32_t choice;            /* index among the n choices of a request */
-    uint32_t prompt_len;        /* ids [0, prompt_len) are the prompt, the rest was generated */
-    float temperature;          /* 0: greedy, the lowest id among equals */
-    float top_p;                /* (0, 1]; 1 keeps all */
-    float min_p;                /* [0, 1]; 0 keeps all */
-    uint32_t top_k;             /* 0 keeps all */
-    float repetition_penalty;   /* > 0, 1 is none; over prompt and output: logit / p if positive, * p if negative */
-    float presence_penalty;     /* subtracted once from ids present in the output */
-    float frequency_penalty;    /* subtracted once per occurrence in the output */
-    int32_t n_logprobs;         /* -1: none wanted; 0: the chosen token's; 1..20: that many top ones besides */
-    uint32_t bias_first;        /* index into the step's `bias` array */
+    uint32_t choice;          /* index among the n choices of a request */
+    uint32_t prompt_len;      /* ids [0, prompt_len) are the prompt, the rest was generated */
+    float temperature;        /* 0: greedy, the lowest id among equals */
+    float top_p;              /* (0, 1]; 1 keeps all */
+    float min_p;              /* [0, 1]; 0 keeps all */
+    uint32_t top_k;           /* 0 keeps all */
+    float repetition_penalty; /* > 0, 1 is none; over prompt and output: logit / p if positive, * p if negative */
+    float presence_penalty;   /* subtracted once from ids present in the output */
+    float frequency_penalty;  /* subtracted once per occurrence in the output */
+    int32_t n_logprobs;       /* -1: none wanted; 0: the chosen token's; 1..20: that many top ones besides */
+    uint32_t bias_first;      /* index into the step's `bias` array */
     uint32_t bias_count;
 };
 static_assert(sizeof(struct step_sampling) == 56, "no padding");
@@ -77,7 +77,7 @@ struct step_row {
 struct step_header {
     uint64_t step_id; /* 1, 2, 3, ... within an epoch */
     uint32_t epoch;
-    uint32_t bytes;   /* of the whole body */
+    uint32_t bytes; /* of the whole body */
     uint32_t n_rows;
     uint32_t n_tokens;  /* sum of q_len */
     uint32_t n_sampled; /* rows with STEP_ROW_SAMPLE; results come in their order */

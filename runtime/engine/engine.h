@@ -1,11 +1,11 @@
 /* The brain of one replica: it alone decides what runs, in which row order. Pure C in one thread: no socket, no clock,
  * no thread of its own. The shell in engine_thread.h drives it; the simulator drives the same code from a seed.
  *
- * Every sequence (one choice of a request) is a journal slot from admission to release. Its tokens appear in the journal; `notify`
- * tells which slots moved. What runs is decided once per step: decodes first, then the running prefill, then new ones,
- * up to max_num_batched_tokens; KV blocks are reserved for the most a step may write, and when they run out the
- * youngest sequence is preempted and recomputed later. In the overlapped loop step k+1 is planned and submitted while
- * step k runs; the plain loop waits for each step and is the specification: both give the same tokens.
+ * Every sequence (one choice of a request) is a journal slot from admission to release. Its tokens appear in the
+ * journal; `notify` tells which slots moved. What runs is decided once per step: decodes first, then the running
+ * prefill, then new ones, up to max_num_batched_tokens; KV blocks are reserved for the most a step may write, and when
+ * they run out the youngest sequence is preempted and recomputed later. In the overlapped loop step k+1 is planned and
+ * submitted while step k runs; the plain loop waits for each step and is the specification: both give the same tokens.
  *
  * When the group is lost the engine keeps every live sequence; when a new port arrives it replays them: prefill of
  * prompt and of the tokens already in the journal, then on. A sequence that was in flight at two deaths without a new
@@ -23,11 +23,13 @@
 
 struct engine;
 
+#define ENGINE_MAX_STOP_IDS 64 /* of one sequence; end ids count */
+
 struct engine_config {
     struct step_limits limits;
-    uint32_t queue_max;     /* sequences that may wait for their first step; more are refused with STATUS_BUSY */
+    uint32_t queue_max; /* sequences that may wait for their first step; more are refused with STATUS_BUSY */
     bool prefix_cache;
-    bool overlap;           /* plan step k+1 while k runs */
+    bool overlap; /* plan step k+1 while k runs */
     struct journal *journal;
     /* A sequence has new tokens or has ended. Called from engine_tick and engine_submit/cancel, many times at most
      * once per tick and sequence. */
@@ -47,11 +49,12 @@ struct engine_request {
 struct engine_stats {
     uint32_t running, waiting;
     uint32_t blocks_used, blocks_cached, blocks_total; /* used: held by sequences; cached: free, content kept */
-    uint64_t steps, prompt_tokens, generation_tokens, cached_tokens; /* cached: prompt tokens found in the prefix cache */
+    uint64_t steps, prompt_tokens, generation_tokens,
+        cached_tokens;                    /* cached: prompt tokens found in the prefix cache */
     uint64_t prefix_queries, prefix_hits; /* in tokens, as vLLM counts them */
     uint64_t preemptions, replays;
-    uint64_t finished[5];   /* by enum journal_finish */
-    uint64_t plan_ns, apply_ns; /* CPU time of the last step's planning and applying */
+    uint64_t finished[5];       /* by enum journal_finish */
+    uint64_t plan_ns, apply_ns; /* time of the last step's planning and applying */
 };
 
 struct engine *engine_create(const struct engine_config *config);
@@ -82,6 +85,11 @@ bool engine_tick(struct engine *engine, uint64_t now_ns);
 
 /* Nothing is running, waiting or in flight. */
 bool engine_idle(const struct engine *engine);
+
+/* Descriptors to poll(2) for POLLIN before engine_tick can have more from the port; returns their number, at most
+ * ENGINE_MAX_DESCRIPTORS. They change with the port. */
+#define ENGINE_MAX_DESCRIPTORS 16
+uint32_t engine_descriptors(const struct engine *engine, int *fds);
 
 /* When engine_tick must be called again although nothing arrives (a deadline); UINT64_MAX for never. */
 uint64_t engine_next_ns(const struct engine *engine);

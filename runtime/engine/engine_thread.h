@@ -1,5 +1,5 @@
-/* A thread around an engine, with bounded queues: the front-end's loop is the only producer of commands and the only consumer of events.
- * The thread sleeps in poll(2) on the port's links and an eventfd. */
+/* A thread around an engine, with bounded queues: the front-end's loop is the only producer of commands and the only
+ * consumer of events. The thread sleeps in poll(2) on the port's links and an eventfd. */
 #ifndef TANDEM_ENGINE_ENGINE_THREAD_H
 #define TANDEM_ENGINE_ENGINE_THREAD_H
 
@@ -10,7 +10,8 @@ struct engine_thread;
 enum engine_event_type {
     ENGINE_ADMITTED, /* answer to a submit: `handle` is the sequence's */
     ENGINE_REFUSED,  /* answer to a submit: `status` and `text` say why */
-    ENGINE_ADVANCED, /* the sequence has new tokens or has ended: read the journal. At most one is queued per sequence */
+    ENGINE_ADVANCED, /* the sequence has new tokens or has ended: read the journal. At most one is queued per sequence
+                      */
 };
 
 struct engine_event {

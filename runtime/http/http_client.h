@@ -24,8 +24,8 @@ enum status http_client_request(struct http_client *client, const char *path, co
 /* Reads the whole body (after a request) into `body`. STATUS_CLOSED when the connection ends before the body does. */
 enum status http_client_body(struct http_client *client, struct buf *body);
 
-/* Waits for the next event of a text/event-stream body and stores its data (comments are skipped). At the proper end of the body
- * returns STATUS_OK with *ended set; STATUS_CLOSED when the connection broke before it. */
+/* Waits for the next event of a text/event-stream body and stores its data (comments are skipped). At the proper end of
+ * the body returns STATUS_OK with *ended set; STATUS_CLOSED when the connection broke before it. */
 enum status http_client_event(struct http_client *client, struct buf *data, bool *ended);
 
 /* The socket, for a caller that polls or wants to shut it down from a signal handler (shutdown(2) makes waiting calls

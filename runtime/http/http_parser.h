@@ -20,7 +20,15 @@
 #define HTTP_MAX_HEADERS 100
 #define HTTP_MAX_BODY_BYTES (32u << 20)
 
-enum http_method { HTTP_GET, HTTP_HEAD, HTTP_POST, HTTP_PUT, HTTP_DELETE, HTTP_OPTIONS, HTTP_OTHER };
+enum http_method {
+    HTTP_METHOD_GET,
+    HTTP_METHOD_HEAD,
+    HTTP_METHOD_POST,
+    HTTP_METHOD_PUT,
+    HTTP_METHOD_DELETE,
+    HTTP_METHOD_OPTIONS,
+    HTTP_METHOD_OTHER,
+};
 
 struct http_header {
     const char *name;  /* lower case */
@@ -44,11 +52,11 @@ struct http_request {
 const char *http_request_header(const struct http_request *request, const char *name);
 
 enum http_event {
-    HTTP_NEED_MORE, /* everything was consumed; feed more */
-    HTTP_HEAD_DONE, /* the head is parsed (request's head fields are valid) and a body follows; feed the rest. Comes
-                       once, so that an unwanted or unauthorised request can be refused before its body is taken */
+    HTTP_NEED_MORE,    /* everything was consumed; feed more */
+    HTTP_HEAD_DONE,    /* the head is parsed (request's head fields are valid) and a body follows; feed the rest. Comes
+                          once, so that an unwanted or unauthorised request can be refused before its body is taken */
     HTTP_REQUEST_DONE, /* the whole request is there; bytes behind it were not consumed */
-    HTTP_BAD,       /* answer `error_status` and close; the text is in status_text() */
+    HTTP_BAD,          /* answer `error_status` and close; the text is in status_text() */
 };
 
 struct http_parser;

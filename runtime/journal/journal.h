@@ -2,10 +2,12 @@
  * is also the output buffer: the engine appends the ids it was given, and HTTP, TCP and recovery read them by cursor.
  *
  * A table of slots and a pool of chunks. A slot holds one sequence (one choice of a request): its parameters, prompt
- * ids, output records. Its worst case (parameters + prompt + max_tokens records) is reserved at admission as a linked
- * list of chunks, so an append cannot fail. One writer: the engine thread. An append becomes visible by one release
- * store of the slot's count; readers (any thread that maps the journal) load it with acquire. A slot's generation
- * changes when it is freed: a stale handle is told STATUS_NOT_FOUND, never another request's ids.
+ * ids, output records. Its worst case (parameters + prompt + max_tokens records) is reserved at admission as a table of
+ * chunks (the first few in the slot, the rest in a list of index chunks), so an append cannot fail and any position is
+ * found at once. One writer: the engine thread. An append becomes visible by one release store of the slot's count;
+ * readers (any thread of the process) load it with acquire. A slot's generation changes when it is freed: a stale
+ * handle is told STATUS_NOT_FOUND, never another request's ids. A slot is freed only when its reader asked for it, so
+ * nobody reads a slot while it is freed.
  *
  * Bytes found in a journal at recovery are not trusted: every index, count and link is checked before use, and a slot
  * that fails its checks is dropped alone. */
@@ -29,25 +31,25 @@ struct journal_handle {
 
 enum journal_finish {
     JOURNAL_RUNNING = 0,
-    JOURNAL_FINISH_STOP,      /* an end id, a stop id, or a stop text found by the reader */
-    JOURNAL_FINISH_LENGTH,    /* max_tokens or the context limit */
+    JOURNAL_FINISH_STOP,   /* an end id, a stop id, or a stop text found by the reader */
+    JOURNAL_FINISH_LENGTH, /* max_tokens or the context limit */
     JOURNAL_FINISH_CANCELLED,
-    JOURNAL_FINISH_ERROR,     /* see error_code */
+    JOURNAL_FINISH_ERROR, /* see error_code */
 };
 
 /* What a sequence was asked to be; fixed at admission. */
 struct journal_params {
-    uint8_t request_id[16];      /* of the request, shared by its choices */
-    uint64_t user;               /* the submitter's own number, for recovery */
-    uint64_t arrival_ns;         /* CLOCK_MONOTONIC */
-    uint64_t deadline_ns;        /* 0: none */
+    uint8_t request_id[16]; /* of the request, shared by its choices */
+    uint64_t user;          /* the submitter's own number, for recovery */
+    uint64_t arrival_ns;    /* CLOCK_MONOTONIC */
+    uint64_t deadline_ns;   /* 0: none */
     struct step_sampling sampling;
     uint32_t n_prompt;
     uint32_t max_tokens;
-    uint32_t n_stop_ids;         /* end ids included, unless ignore_eos */
+    uint32_t n_stop_ids; /* end ids included, unless ignore_eos */
     uint32_t n_bias;
-    uint32_t n_blob;             /* bytes of what only the submitter understands (stop texts, API kind, ...) */
-    uint32_t flags;              /* JOURNAL_SURVIVES_FRONTEND */
+    uint32_t n_blob; /* bytes of what only the submitter understands (stop texts, API kind, ...) */
+    uint32_t flags;  /* JOURNAL_SURVIVES_FRONTEND */
 };
 
 enum { JOURNAL_SURVIVES_FRONTEND = 1 }; /* recovered after a front-end's death; else dropped then */
@@ -61,7 +63,7 @@ struct journal_token {
     float top_logprob[STEP_MAX_LOGPROBS];
 };
 
-/* Size of a memfd for `n_slots` sequences and a pool of `pool_bytes`. */
+/* Size of a memfd for `n_slots` sequences and a pool of at least `pool_bytes`. */
 size_t journal_bytes(uint32_t n_slots, size_t pool_bytes);
 
 /* Maps the memfd; `format` lays out an empty journal first. Without it the content is recovered: header checked,
@@ -79,7 +81,8 @@ enum status journal_admit(struct journal *journal, const struct journal_params *
                           struct journal_handle *handle);
 /* Appends one token; at most max_tokens of them. */
 void journal_append(struct journal *journal, struct journal_handle handle, const struct journal_token *token);
-/* Ends the sequence at its first `n_output` tokens (no more than it has): later ones were computed past a stop and do not count. */
+/* Ends the sequence at its first `n_output` tokens (no more than it has): later ones were computed past a stop and do
+ * not count. */
 void journal_finish(struct journal *journal, struct journal_handle handle, enum journal_finish finish,
                     enum status error_code, const char *error_text, uint32_t n_output);
 /* Frees slot and chunks and changes the generation. */
@@ -116,6 +119,13 @@ enum status journal_read_ids(const struct journal *journal, struct journal_handl
 /* The fixed parts: `prompt` holds n_prompt ids, and so on; any of them may be NULL. */
 enum status journal_read_fixed(const struct journal *journal, struct journal_handle handle, uint32_t *prompt,
                                uint32_t *stop_ids, struct step_bias *bias, void *blob);
+
+/* Part of the prompt: ids [first, first + count), which must exist. */
+enum status journal_read_prompt(const struct journal *journal, struct journal_handle handle, uint32_t first,
+                                uint32_t count, uint32_t *ids);
+
+/* Sequences the journal has room for: handles' slots are below it. */
+uint32_t journal_slots(const struct journal *journal);
 
 /* Bytes of the pool in use and in all. */
 void journal_usage(const struct journal *journal, size_t *used, size_t *total);

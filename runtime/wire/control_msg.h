@@ -47,21 +47,22 @@ enum control_type {
     CONTROL_ERROR,
 };
 
-/* What every worker of a group is told; only `rank` (and the cpus) differ between them. */
+/* What every worker of a group is told; only `rank` (and the cpus) differ between them. The texts lie where those of
+ * struct frontend_init do: an INIT does not say which of the two it holds, and its receipt ends both's texts. */
 struct worker_init {
-    uint32_t replica, rank, world, epoch;
-    char backend[16];                 /* "cpu", "null" (answers every step at once with made-up ids) */
     char model_dir[CONTROL_PATH_MAX];
-    uint32_t dtype;                   /* enum dtype of weights and KV */
-    uint32_t load_dummy;              /* random weights instead of the checkpoint's */
+    char backend[256]; /* "cpu", "null" (answers every step at once with made-up ids) */
+    uint32_t replica, rank, world, epoch;
+    uint32_t dtype;      /* enum dtype of weights and KV */
+    uint32_t load_dummy; /* random weights instead of the checkpoint's */
     struct step_limits limits;
-    uint32_t n_valid_ids;             /* ids the tokenizer knows; logits from there on are masked */
-    uint64_t max_body_bytes;          /* of a step */
+    uint32_t n_valid_ids;    /* ids the tokenizer knows; logits from there on are masked */
+    uint64_t max_body_bytes; /* of a step */
     uint64_t comm_max_bytes;
-    uint64_t memory_limit_bytes;      /* per rank; 0: none */
-    int32_t device;                   /* ordinal */
-    uint32_t threads;                 /* cpu compute threads of this rank */
-    int32_t first_cpu;                /* -1: not pinned */
+    uint64_t memory_limit_bytes; /* per rank; 0: none */
+    int32_t device;              /* ordinal */
+    uint32_t threads;            /* cpu compute threads of this rank */
+    int32_t first_cpu;           /* -1: not pinned */
     uint32_t spin;
     uint32_t deterministic;
 };
@@ -74,16 +75,16 @@ struct worker_ready {
 
 /* The front-end's configuration, resolved and checked by the supervisor. */
 struct frontend_init {
-    uint32_t n_replicas, world;
     char model_dir[CONTROL_PATH_MAX];
     char served_model_name[256];
     char api_key_file[CONTROL_PATH_MAX]; /* "" for none */
+    uint32_t n_replicas, world;
     struct step_limits limits;
     uint64_t max_body_bytes;
     uint32_t prefix_cache;
-    uint32_t queue_max;               /* requests that may wait for admission */
-    uint64_t journal_bytes;           /* of each replica's journal */
-    uint32_t recover;                 /* the journal holds the requests of a front-end that died */
+    uint32_t queue_max;     /* requests that may wait for admission */
+    uint64_t journal_bytes; /* of each replica's journal */
+    uint32_t recover;       /* the journal holds the requests of a front-end that died */
     uint32_t drain_timeout_ms;
 };
 
@@ -115,9 +116,9 @@ enum status control_receive(int fd, struct control_msg *message, int *fds, uint3
 /* One cache line per rank in the progress page, a memfd that supervisor and workers map. The worker stores, the
  * supervisor's watchdog reads: `done` standing still while `taken` is ahead of it is a stall. */
 struct progress_rank {
-    _Alignas(64) _Atomic uint64_t taken;   /* newest step the rank began */
-    _Atomic uint64_t done;                 /* newest step it finished */
-    _Atomic uint64_t beat;                 /* raised by the receiving loop at least once a second */
+    _Alignas(64) _Atomic uint64_t taken; /* newest step the rank began */
+    _Atomic uint64_t done;               /* newest step it finished */
+    _Atomic uint64_t beat;               /* raised by the receiving loop at least once a second */
 };
 
 struct progress_page {

@@ -22,8 +22,8 @@ struct worker_msg {
     enum worker_msg_type type;
     uint32_t epoch;
     uint64_t step_id;
-    uint32_t device_us;   /* STEP_DONE: time between the step's first and last operation */
-    uint32_t n_results;   /* STEP_DONE */
+    uint32_t device_us;     /* STEP_DONE: time between the step's first and last operation */
+    uint32_t n_results;     /* STEP_DONE */
     const uint8_t *results; /* STEP_DONE: packed, read with worker_msg_next_result; points into the packet */
     size_t results_bytes;
     char text[WORKER_MSG_TEXT_MAX]; /* ERROR, NUL-terminated */

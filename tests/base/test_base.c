@@ -52,7 +52,7 @@ TEST(f16_round_trips_and_rounds_to_even) {
             EXPECT_EQ(f32_to_bf16(wide), half);
         }
     }
-    EXPECT_EQ(f32_to_f16(1.0f + 0x1p-11f), 0x3c00);          /* a tie goes to the even neighbour */
+    EXPECT_EQ(f32_to_f16(1.0f + 0x1p-11f), 0x3c00); /* a tie goes to the even neighbour */
     EXPECT_EQ(f32_to_f16(1.0f + 0x1p-11f + 0x1p-20f), 0x3c01);
     EXPECT_EQ(f32_to_f16(65519.0f), 0x7bff);
     EXPECT_EQ(f32_to_f16(65520.0f), 0x7c00);
@@ -65,11 +65,11 @@ TEST(f16_round_trips_and_rounds_to_even) {
 
 TEST(utf8_refuses_what_rfc_3629_refuses) {
     EXPECT(utf8_valid("a\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80", 10));
-    EXPECT(!utf8_valid("\xC0\xAF", 2));             /* overlong */
-    EXPECT(!utf8_valid("\xE0\x80\xAF", 3));         /* overlong */
-    EXPECT(!utf8_valid("\xED\xA0\x80", 3));         /* surrogate */
-    EXPECT(!utf8_valid("\xF4\x90\x80\x80", 4));     /* above U+10FFFF */
-    EXPECT(!utf8_valid("\xE2\x82", 2));             /* cut */
+    EXPECT(!utf8_valid("\xC0\xAF", 2));         /* overlong */
+    EXPECT(!utf8_valid("\xE0\x80\xAF", 3));     /* overlong */
+    EXPECT(!utf8_valid("\xED\xA0\x80", 3));     /* surrogate */
+    EXPECT(!utf8_valid("\xF4\x90\x80\x80", 4)); /* above U+10FFFF */
+    EXPECT(!utf8_valid("\xE2\x82", 2));         /* cut */
     for (uint32_t code = 0; code <= 0x10FFFF; code++) {
         char bytes[4];
         uint32_t back = 0;
@@ -124,7 +124,7 @@ TEST(json_writer_escapes_and_nests) {
     struct json_writer json = {.out = &out};
     json_begin_object(&json);
     json_key(&json, "a");
-    json_string(&json, "q\"\\\n\x01\xff\xC3\xA9", 8);
+    json_bytes(&json, "q\"\\\n\x01\xff\xC3\xA9", 8);
     json_key(&json, "b");
     json_begin_array(&json);
     json_int(&json, -5);

@@ -102,8 +102,11 @@ int main(int argc, char **argv) {
         passed += result == 0;
         skipped += result == EXIT_SKIPPED;
         failed += result != 0 && result != EXIT_SKIPPED;
-        printf("%s %s (%.0f ms)\n", result == 0 ? "ok  " : result == EXIT_SKIPPED ? "skip" : "FAIL", tests[t].name,
-               (double)(clock_now_ns() - start) / 1e6);
+        printf("%s %s (%.0f ms)\n",
+               result == 0              ? "ok  "
+               : result == EXIT_SKIPPED ? "skip"
+                                        : "FAIL",
+               tests[t].name, (double)(clock_now_ns() - start) / 1e6);
     }
     printf("%d passed, %d failed, %d skipped\n", passed, failed, skipped);
     return failed > 0;

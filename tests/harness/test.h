@@ -25,56 +25,56 @@ _Noreturn void test_fail(const char *file, int line, const char *format, ...) __
 _Noreturn void test_skip(const char *reason);
 
 /* `TEST_TIMEOUT(name, seconds)` is for a test that is known to need more than the default. 0 means the default. */
-#define TEST_TIMEOUT(name, seconds)                                                    \
-    static void test_##name(void);                                                     \
-    __attribute__((constructor)) static void register_##name(void) {                   \
-        test_register(#name, test_##name, (seconds));                                  \
-    }                                                                                  \
+#define TEST_TIMEOUT(name, seconds)                                                                                    \
+    static void test_##name(void);                                                                                     \
+    __attribute__((constructor)) static void register_##name(void) {                                                   \
+        test_register(#name, test_##name, (seconds));                                                                  \
+    }                                                                                                                  \
     static void test_##name(void)
 #define TEST(name) TEST_TIMEOUT(name, 0)
 
-#define EXPECT(condition)                                             \
-    do {                                                              \
-        if (!(condition)) {                                           \
-            test_fail(__FILE__, __LINE__, "expected %s", #condition); \
-        }                                                             \
+#define EXPECT(condition)                                                                                              \
+    do {                                                                                                               \
+        if (!(condition)) {                                                                                            \
+            test_fail(__FILE__, __LINE__, "expected %s", #condition);                                                  \
+        }                                                                                                              \
     } while (0)
 
 /* Integers of any width; both values are printed. */
-#define EXPECT_EQ(actual, expected)                                                                    \
-    do {                                                                                               \
-        long long actual_ = (long long)(actual);                                                       \
-        long long expected_ = (long long)(expected);                                                   \
-        if (actual_ != expected_) {                                                                    \
-            test_fail(__FILE__, __LINE__, "%s is %lld, expected %lld", #actual, actual_, expected_);   \
-        }                                                                                              \
+#define EXPECT_EQ(actual, expected)                                                                                    \
+    do {                                                                                                               \
+        long long actual_ = (long long)(actual);                                                                       \
+        long long expected_ = (long long)(expected);                                                                   \
+        if (actual_ != expected_) {                                                                                    \
+            test_fail(__FILE__, __LINE__, "%s is %lld, expected %lld", #actual, actual_, expected_);                   \
+        }                                                                                                              \
     } while (0)
 
-#define EXPECT_TEXT(actual, expected)                                                                       \
-    do {                                                                                                    \
-        const char *actual_ = (actual);                                                                     \
-        const char *expected_ = (expected);                                                                 \
-        if (strcmp(actual_, expected_) != 0) {                                                              \
-            test_fail(__FILE__, __LINE__, "%s is\n  %s\nexpected\n  %s", #actual, actual_, expected_);      \
-        }                                                                                                   \
+#define EXPECT_TEXT(actual, expected)                                                                                  \
+    do {                                                                                                               \
+        const char *actual_ = (actual);                                                                                \
+        const char *expected_ = (expected);                                                                            \
+        if (strcmp(actual_, expected_) != 0) {                                                                         \
+            test_fail(__FILE__, __LINE__, "%s is\n  %s\nexpected\n  %s", #actual, actual_, expected_);                 \
+        }                                                                                                              \
     } while (0)
 
-#define EXPECT_OK(expression)                                                                             \
-    do {                                                                                                  \
-        enum status status_ = (expression);                                                               \
-        if (status_ != STATUS_OK) {                                                                       \
-            test_fail(__FILE__, __LINE__, "%s: %s: %s", #expression, status_name(status_), status_text()); \
-        }                                                                                                 \
+#define EXPECT_OK(expression)                                                                                          \
+    do {                                                                                                               \
+        enum status status_ = (expression);                                                                            \
+        if (status_ != STATUS_OK) {                                                                                    \
+            test_fail(__FILE__, __LINE__, "%s: %s: %s", #expression, status_name(status_), status_text());             \
+        }                                                                                                              \
     } while (0)
 
 /* The call fails with `code`, and the failure text contains `part`: a message must name field and remedy. */
-#define EXPECT_FAILS(expression, code, part)                                                                 \
-    do {                                                                                                     \
-        enum status status_ = (expression);                                                                  \
-        if (status_ != (code) || strstr(status_text(), (part)) == NULL) {                                    \
-            test_fail(__FILE__, __LINE__, "%s: got %s \"%s\", expected %s with \"%s\"", #expression,         \
-                      status_name(status_), status_text(), status_name(code), (part));                       \
-        }                                                                                                    \
+#define EXPECT_FAILS(expression, code, part)                                                                           \
+    do {                                                                                                               \
+        enum status status_ = (expression);                                                                            \
+        if (status_ != (code) || strstr(status_text(), (part)) == NULL) {                                              \
+            test_fail(__FILE__, __LINE__, "%s: got %s \"%s\", expected %s with \"%s\"", #expression,                   \
+                      status_name(status_), status_text(), status_name(code), (part));                                 \
+        }                                                                                                              \
     } while (0)
 
 #endif

@@ -60,7 +60,21 @@ def system_text(rng):
         return rng.choice(SYSTEM)
     if roll < 0.92:
         return " ".join(rng.sample(SYSTEM, rng.randint(2, 8)))
-    return noise(rng, rng.randint(5, 120) if roll < 0.985 else rng.randint(120, 1200))
+    low, high = (5, 120) if roll < 0.975 else (120, 1200) if roll < 0.99 else (1200, 3800)
+    return noise(rng, rng.randint(low, high))
+
+
+def wrapped(rng, question):
+    """Now and then a question with a label before it or a few words around it."""
+    roll = rng.random()
+    if roll < 0.94:
+        return question
+    number = rng.randint(0, 10 ** rng.randint(1, 5))
+    words = " ".join(rng.choices(WORDS, k=rng.randint(1, 6)))
+    if roll < 0.97:
+        label = rng.choice(("Question {}: ", "[{}] ", "({}) ", "#{}: ", "Request {}.\n", "Task {}:\n", "Item {}: "))
+        return label.format(number) + question
+    return rng.choice((f"{words} {question}", f"{words}: {question}", f"{question} {words}", f"{question}\n{words}"))
 
 
 def exchange(rng):
@@ -68,7 +82,8 @@ def exchange(rng):
     roll = rng.random()
     if roll < 0.95:
         problem = problems.draw(rng)
-        return problems.ask(rng, *problem), working.thought(*problem), working.sentence(*problem)
+        question = wrapped(rng, problems.ask(rng, *problem))
+        return question, working.thought(*problem), working.sentence(*problem)
     if roll < 0.98:
         question, reason = problems.ask_beyond(rng)
     else:
@@ -78,7 +93,9 @@ def exchange(rng):
 
 def dialogue(rng):
     """(prompt, reply): what the template renders, and what the model is to write."""
-    turns = 0 if rng.random() < 0.65 else rng.randint(1, 3) if rng.random() < 0.9 else rng.randint(4, 9)
+    roll = rng.random()
+    turns = 0 if roll < 0.65 else rng.randint(1, 3) if roll < 0.96 else rng.randint(4, 9) if roll < 0.994 else \
+        rng.randint(10, 90)
     text = BOS + system_text(rng)
     for _ in range(turns):
         question, _, said = exchange(rng)

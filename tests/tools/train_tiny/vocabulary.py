@@ -85,4 +85,4 @@ def save(tokenizer, directory, positions):
         "model_max_length": positions, "pad_token": token(dialogue.EOS), "unk_token": None,
         "tokenizer_class": "PreTrainedTokenizerFast", "chat_template": template})
     write_json(directory, "generation_config.json", {
-        "_from_model_config": False, "bos_token_id": bos, "eos_token_id": eos, "do_sample": False})
+        "bos_token_id": bos, "eos_token_id": eos, "do_sample": False})

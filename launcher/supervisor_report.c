@@ -1,0 +1,57 @@
+#include <stdio.h>
+
+#include "launcher/supervisor_internal.h"
+
+/* "1,025". */
+static const char *grouped(uint64_t number, char out[32]) {
+    char plain[24];
+    int length = snprintf(plain, sizeof plain, "%llu", (unsigned long long)number);
+    int used = 0;
+    for (int i = 0; i < length; i++) {
+        if (i > 0 && (length - i) % 3 == 0) {
+            out[used++] = ',';
+        }
+        out[used++] = plain[i];
+    }
+    out[used] = 0;
+    return out;
+}
+
+static void report_ranks(const struct supervisor *supervisor, uint32_t replica) {
+    for (uint32_t rank = 0; rank < supervisor->plan->init.world; rank++) {
+        const struct worker_ready *ready = group_ready(supervisor->groups[replica], rank);
+        char label[32];
+        char weights[BAR_BYTES_MAX];
+        char kv[BAR_BYTES_MAX];
+        char other[BAR_BYTES_MAX];
+        if (supervisor->plan->n_replicas > 1) {
+            snprintf(label, sizeof label, "rank %u.%u", replica, rank);
+        } else {
+            snprintf(label, sizeof label, "rank %u", rank);
+        }
+        fprintf(stderr, "  %-8s %s weights, %s KV, %s other (%s)\n", label,
+                bar_bytes((double)ready->weight_bytes, weights), bar_bytes((double)ready->kv_bytes, kv),
+                bar_bytes((double)ready->other_bytes, other), ready->device_name);
+    }
+}
+
+void supervisor_report(const struct supervisor *supervisor) {
+    const struct serve_plan *plan = supervisor->plan;
+    const struct placement *placement = &plan->placement;
+    char number[32];
+    char tokens[32];
+    fprintf(stderr, "\n  %-8s %s, %s, up to %s tokens\n", "model", supervisor->config->served_model_name,
+            dtype_name((enum dtype)plan->init.dtype), grouped(plan->init.limits.max_len, number));
+    fprintf(stderr, "  %-8s %u x %s, %u thread%s each%s", "TP", plan->init.world, plan->init.backend,
+            placement->threads, placement->threads > 1 ? "s" : "", placement->pinned ? ", pinned" : "");
+    if (plan->n_replicas > 1) {
+        fprintf(stderr, ", %u replicas", plan->n_replicas);
+    }
+    fputc('\n', stderr);
+    for (uint32_t replica = 0; replica < plan->n_replicas; replica++) {
+        report_ranks(supervisor, replica);
+    }
+    fprintf(stderr, "  %-8s %s blocks of %u: %s tokens\n", "KV", grouped(plan->plan.n_blocks - 1, number),
+            plan->init.limits.block_size, grouped(plan->plan.kv_tokens, tokens));
+    fprintf(stderr, "  %-8s http://%s/v1\n\n", "address", supervisor->address);
+}

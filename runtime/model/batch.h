@@ -1,0 +1,72 @@
+/* What a step needs on the device: what the host says of it, and the memory the forward pass works in.
+ *
+ * Letters as in kernels.h: T tokens, R rows and S sampled rows of a step, H hidden size, D head size, Q and G query and
+ * KV heads, F feed-forward columns and V vocabulary rows of this rank; W the world, C sampled rows per pass over the
+ * head, M = ceil(C / W) of them per rank. "act" is the backend's activation dtype. */
+#ifndef TANDEM_MODEL_BATCH_H
+#define TANDEM_MODEL_BATCH_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "kernels/kernels.h"
+#include "runtime/model/shard.h"
+
+struct step_batch {
+    const struct step_row *rows; /* device, [R] */
+    uint32_t n_rows;             /* >= 1 */
+    uint32_t n_tokens;
+    uint32_t n_sampled;
+    uint32_t max_kv_len; /* no row's KV is longer after the step */
+    bool greedy;         /* every sampled row wants the largest logit and no log-probabilities */
+};
+
+struct batch_limits {
+    uint32_t max_tokens;  /* T */
+    uint32_t max_rows;    /* R and S */
+    uint32_t logits_rows; /* C */
+    uint32_t max_len;
+};
+
+struct batch_buffers {
+    /* of the step */
+    struct step_row *rows;  /* [R] where a graph finds its rows; else they stay in the body */
+    uint32_t *row_start;    /* [R + 1] */
+    uint32_t *row_slot;     /* [R] */
+    uint32_t *row_kv_len;   /* [R] */
+    uint32_t *token_id;     /* [T] */
+    uint32_t *token_pos;    /* [T] */
+    uint32_t *token_row;    /* [T] */
+    uint32_t *sample_token; /* [S] */
+    uint32_t *sample_slot;  /* [S] */
+    uint32_t *sample_row;   /* [S] */
+    uint32_t *sample_len;   /* [S] ids the slot holds */
+    /* of the layers */
+    float *residual;         /* [T][H] */
+    float *sampled_residual; /* [S][H] */
+    float *delta;            /* [T][H] what is added to the residual next; before that, this rank's part of it */
+    void *normed;            /* [T][H] act */
+    void *qkv;               /* [T][(Q + 2 G) D] act */
+    void *attended;          /* [T][Q D] act */
+    void *sampled_attended;  /* [S][Q D] act */
+    void *gate_up;           /* [T][2 F] act; shares memory with qkv and attended */
+    void *ffn;               /* [T][F] act; likewise */
+    void *workspace;         /* of attention */
+    /* of the head and the sampler */
+    float *logits;                    /* [C][V] */
+    float *exchanged;                 /* of each rank [M][its V]; only when W > 1, like the next */
+    float *whole_logits;              /* [M][vocabulary] */
+    struct token_choice *choices;     /* [C] */
+    struct token_choice *all_choices; /* [W][C] */
+    struct step_result *own_results;  /* [M] */
+    struct step_result *results;      /* [S + W]: the last gather may write W - 1 entries too many */
+};
+
+/* Points `buffers` into `memory` (NULL: only the size matters) and returns the bytes needed. `workspace_bytes` is
+ * kernel_ops.attention_workspace for this rank. */
+size_t batch_buffers_place(const struct model_config *config, const struct shard_model *shard,
+                           const struct batch_limits *limits, enum dtype act, size_t workspace_bytes, void *memory,
+                           struct batch_buffers *buffers);
+
+#endif

@@ -1,0 +1,58 @@
+/* One rank's model in device memory: weights, KV cache, slots and the buffers of a step, each one arena of the size
+ * that the plan says. */
+#ifndef TANDEM_MODEL_MODEL_H
+#define TANDEM_MODEL_MODEL_H
+
+#include "kernels/kernels.h"
+#include "parallel/comm.h"
+#include "runtime/format/safetensors.h"
+#include "runtime/model/batch.h"
+#include "runtime/model/plan.h"
+#include "runtime/model/weights.h"
+
+struct model {
+    struct model_config config;
+    struct shard_model shard;
+    enum dtype act;       /* of activations */
+    uint32_t n_valid_ids; /* logits of ids from here on are left out */
+    const struct kernel_ops *kernels;
+    struct kernel_device *device;
+    const struct comm_ops *comm_ops;
+    struct comm *comm;
+    struct batch_limits limits;
+    struct weights_layout layout;
+    struct model_weights weights;
+    struct kv_layout kv;
+    size_t kv_layer_bytes;
+    struct slot_state slots;
+    struct batch_buffers buffers;
+    void *body; /* device copy of a step's body */
+    void *weight_arena;
+    void *kv_arena; /* [layer][block][2][G][B][D] */
+    void *slot_arena;
+    void *activation_arena;
+};
+
+struct model_options {
+    const struct plan_input *input; /* n_blocks as planned; kernels and device are the ones to use */
+    const struct plan *plan;
+    uint32_t rank;
+    uint32_t n_valid_ids;
+    const struct comm_ops *comm_ops;
+    struct comm *comm;                   /* borrowed */
+    const struct checkpoint *checkpoint; /* NULL: made-up weights */
+    uint32_t load_threads;
+    void (*progress)(void *context, uint64_t done, uint64_t total); /* see struct weights_load */
+    void *context;
+};
+
+/* Allocates the arenas and loads the weights. Fails as weights_load does, or as kernel_ops.alloc. */
+enum status model_open(const struct model_options *options, struct model **model);
+
+/* Frees the arenas; no stream may be using them. NULL is fine. */
+void model_close(struct model *model);
+
+/* The cache of one layer. */
+void *model_kv_layer(const struct model *model, uint32_t layer);
+
+#endif

@@ -1,0 +1,384 @@
+#include <math.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "runtime/base/alloc.h"
+#include "runtime/base/check.h"
+#include "runtime/base/hash.h"
+#include "runtime/base/rng.h"
+#include "runtime/model/rope.h"
+#include "runtime/model/weights.h"
+
+#define JOB_BYTES ((size_t)4 << 20) /* of a tensor, at a time */
+/* Pieces of rows shorter than a page are picked out of whole rows: a system call each would cost more. */
+#define SHORT_RUN 4096
+#define MAX_THREADS 16
+#define F16_MAX 65504.0f
+
+/* Some rows of one slice. */
+struct job {
+    const struct checkpoint_tensor *tensor; /* NULL: made up */
+    char name[SHARD_NAME_MAX];
+    struct shard_slice slice;
+    uint32_t row_first; /* within the slice */
+    uint32_t n_rows;
+};
+
+struct loader {
+    const struct weights_load *load;
+    const struct checkpoint *checkpoint;
+    struct job *jobs;
+    size_t n_jobs;
+    uint64_t total;
+    atomic_size_t next_job;
+    atomic_bool failed;
+    pthread_mutex_t lock; /* of what follows */
+    uint64_t done;
+    enum status status;
+    char text[512];
+};
+
+/* What one thread works with. */
+struct scratch {
+    struct kernel_stream *stream;
+    void *rows; /* whole rows, of which pieces are picked */
+    size_t rows_bytes;
+    void *stored; /* a job's elements as stored, when they are to be converted */
+    size_t stored_bytes;
+    void *ready; /* pinned: as they go to the arena */
+    size_t ready_bytes;
+};
+
+/* ---- the list of jobs */
+
+static enum dtype place_dtype(const struct loader *loader, const struct shard_slice *slice) {
+    return slice->n_dims == 1 ? DTYPE_F32 : loader->load->dtype;
+}
+
+static enum dtype source_dtype(const struct loader *loader, const struct job *job) {
+    return job->tensor != NULL ? job->tensor->dtype : place_dtype(loader, &job->slice);
+}
+
+static void add_jobs(struct loader *loader, const struct job *whole) {
+    const struct shard_slice *slice = &whole->slice;
+    size_t row_bytes = (size_t)slice->cols * dtype_bytes(source_dtype(loader, whole));
+    uint32_t step = row_bytes < JOB_BYTES ? (uint32_t)(JOB_BYTES / row_bytes) : 1;
+    for (uint32_t row = 0; row < slice->n_rows; row += step) {
+        loader->jobs = xrealloc(loader->jobs, loader->n_jobs + 1, sizeof loader->jobs[0]);
+        struct job *job = &loader->jobs[loader->n_jobs++];
+        *job = *whole;
+        job->row_first = row;
+        job->n_rows = slice->n_rows - row < step ? slice->n_rows - row : step;
+        loader->total += (uint64_t)job->n_rows * slice->n_cols * dtype_bytes(source_dtype(loader, job));
+    }
+}
+
+static void shape_text(char *text, size_t size, const uint64_t *shape, uint32_t n_dims) {
+    size_t used = 0;
+    text[0] = '\0';
+    for (uint32_t i = 0; i < n_dims && used < size; i++) {
+        used += (size_t)snprintf(text + used, size - used, "%s%llu", i > 0 ? ", " : "", (unsigned long long)shape[i]);
+    }
+}
+
+static enum status check_tensor(const struct checkpoint_tensor *tensor, const struct shard_slice *slice) {
+    uint64_t expected[2] = {slice->rows, slice->cols};
+    if (!tensor->served) {
+        FAIL(STATUS_UNSUPPORTED, "tensor %s: dtype %s is not served; F32, BF16 and F16 are", tensor->name,
+             tensor->kind);
+    }
+    if (tensor->n_dims != slice->n_dims || tensor->shape[0] != expected[0] ||
+        (slice->n_dims == 2 && tensor->shape[1] != expected[1])) {
+        char found[SAFETENSORS_MAX_DIMS * 24];
+        char wanted[64];
+        shape_text(found, sizeof found, tensor->shape, tensor->n_dims);
+        shape_text(wanted, sizeof wanted, expected, slice->n_dims);
+        FAIL(STATUS_INVALID, "tensor %s: shape [%s], config.json asks for [%s]", tensor->name, found, wanted);
+    }
+    return STATUS_OK;
+}
+
+static int ends_with(const char *text, const char *end) {
+    size_t n = strlen(text);
+    size_t m = strlen(end);
+    return n >= m && strcmp(text + n - m, end) == 0;
+}
+
+/* Tensors that transformers leaves unread as well: computed tables, and the stored copy of a tied head. */
+static int is_ignored(const struct model_config *config, const char *name) {
+    return ends_with(name, ".rotary_emb.inv_freq") ||
+           (config->tie_word_embeddings && strcmp(name, "lm_head.weight") == 0);
+}
+
+static enum status find_missing(const struct loader *loader) {
+    const struct weights_load *load = loader->load;
+    for (uint32_t i = 0; i < shard_tensor_count(load->config); i++) {
+        char name[SHARD_NAME_MAX];
+        struct shard_slice slice;
+        shard_tensor(load->config, load->shard, i, name, &slice);
+        if (checkpoint_find(loader->checkpoint, name) == NULL) {
+            FAIL(STATUS_INVALID, "tensor %s is missing from the checkpoint; config.json asks for it", name);
+        }
+    }
+    return STATUS_OK;
+}
+
+static enum status list_stored(struct loader *loader) {
+    const struct weights_load *load = loader->load;
+    TRY(find_missing(loader));
+    for (size_t i = 0; i < checkpoint_count(loader->checkpoint); i++) {
+        struct job job = {.tensor = checkpoint_tensor_at(loader->checkpoint, i)};
+        if (is_ignored(load->config, job.tensor->name)) {
+            continue;
+        }
+        if (shard_find(load->config, load->shard, job.tensor->name, &job.slice) != STATUS_OK) {
+            FAIL(STATUS_INVALID, "tensor %s does not belong to the model that config.json describes", job.tensor->name);
+        }
+        TRY(check_tensor(job.tensor, &job.slice));
+        add_jobs(loader, &job);
+    }
+    return STATUS_OK;
+}
+
+static void list_made_up(struct loader *loader) {
+    const struct weights_load *load = loader->load;
+    for (uint32_t i = 0; i < shard_tensor_count(load->config); i++) {
+        struct job job = {.tensor = NULL};
+        shard_tensor(load->config, load->shard, i, job.name, &job.slice);
+        add_jobs(loader, &job);
+    }
+}
+
+/* ---- one job */
+
+static void *at_least(void *memory, size_t *have, size_t need) {
+    if (*have >= need) {
+        return memory;
+    }
+    free(memory);
+    *have = need;
+    return xaligned(64, need);
+}
+
+/* The job's elements, row after row, into `out`. */
+static enum status read_rows(const struct loader *loader, const struct job *job, struct scratch *scratch, void *out) {
+    const struct shard_slice *slice = &job->slice;
+    size_t element = dtype_bytes(job->tensor->dtype);
+    size_t pitch = slice->cols * element;
+    size_t run = slice->n_cols * element;
+    uint64_t start = (uint64_t)(slice->row_first + job->row_first) * pitch;
+    if (run == pitch) {
+        return checkpoint_read(loader->checkpoint, job->tensor, start, out, job->n_rows * pitch);
+    }
+    if (run >= SHORT_RUN) {
+        for (uint32_t r = 0; r < job->n_rows; r++) {
+            TRY(checkpoint_read(loader->checkpoint, job->tensor, start + r * pitch + slice->col_first * element,
+                                (char *)out + r * run, run));
+        }
+        return STATUS_OK;
+    }
+    scratch->rows = at_least(scratch->rows, &scratch->rows_bytes, job->n_rows * pitch);
+    TRY(checkpoint_read(loader->checkpoint, job->tensor, start, scratch->rows, job->n_rows * pitch));
+    for (uint32_t r = 0; r < job->n_rows; r++) {
+        memcpy((char *)out + r * run, (const char *)scratch->rows + r * pitch + slice->col_first * element, run);
+    }
+    return STATUS_OK;
+}
+
+static float to_float(const void *data, size_t i, enum dtype dtype) {
+    switch (dtype) {
+    case DTYPE_BF16: return bf16_to_f32(((const uint16_t *)data)[i]);
+    case DTYPE_F16: return f16_to_f32(((const uint16_t *)data)[i]);
+    case DTYPE_F32: break;
+    }
+    return ((const float *)data)[i];
+}
+
+static enum status convert(const char *name, const void *from, enum dtype source, void *to, enum dtype target,
+                           size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        float value = to_float(from, i, source);
+        switch (target) {
+        case DTYPE_F32: ((float *)to)[i] = value; break;
+        case DTYPE_BF16: ((uint16_t *)to)[i] = f32_to_bf16(value); break;
+        case DTYPE_F16:
+            if (fabsf(value) > F16_MAX && isfinite(value)) {
+                FAIL(STATUS_LIMIT, "tensor %s holds %g, float16 ends at %.0f; use dtype bfloat16 or float32", name,
+                     (double)value, (double)F16_MAX);
+            }
+            ((uint16_t *)to)[i] = f32_to_f16(value);
+            break;
+        }
+    }
+    return STATUS_OK;
+}
+
+/* Uniform numbers of variance 1 / columns, so that activations keep their size; norms near one. */
+static void make_up(const struct loader *loader, const struct job *job, void *out) {
+    const struct shard_slice *slice = &job->slice;
+    enum dtype dtype = place_dtype(loader, slice);
+    uint64_t key = hash64(0, job->name, strlen(job->name));
+    float scale = slice->n_dims == 1 ? 0.1f : sqrtf(3.0f / (float)slice->cols);
+    float centre = ends_with(job->name, "norm.weight") ? 1.0f : 0.0f;
+    for (uint32_t r = 0; r < job->n_rows; r++) {
+        for (uint32_t c = 0; c < slice->n_cols; c++) {
+            uint64_t row = slice->row_first + job->row_first + r;
+            uint64_t state = key + (row * slice->cols + slice->col_first + c);
+            float unit = (float)(rng_next(&state) >> 40) * 0x1p-23f - 1.0f;
+            float value = centre + scale * unit;
+            size_t i = (size_t)r * slice->n_cols + c;
+            CHECK(convert(job->name, &value, DTYPE_F32, (char *)out + i * dtype_bytes(dtype), dtype, 1) == STATUS_OK,
+                  "a made-up weight of %g", (double)value);
+        }
+    }
+}
+
+static enum status run_job(const struct loader *loader, const struct job *job, struct scratch *scratch) {
+    const struct weights_load *load = loader->load;
+    enum dtype source = source_dtype(loader, job);
+    enum dtype target = place_dtype(loader, &job->slice);
+    size_t count = (size_t)job->n_rows * job->slice.n_cols;
+    CHECK(count * dtype_bytes(target) <= scratch->ready_bytes, "a job of %zu elements", count);
+    if (job->tensor == NULL) {
+        make_up(loader, job, scratch->ready);
+    } else if (source == target) {
+        TRY(read_rows(loader, job, scratch, scratch->ready));
+    } else {
+        scratch->stored = at_least(scratch->stored, &scratch->stored_bytes, count * dtype_bytes(source));
+        TRY(read_rows(loader, job, scratch, scratch->stored));
+        TRY(convert(job->tensor->name, scratch->stored, source, scratch->ready, target, count));
+    }
+    const struct shard_slice *slice = &job->slice;
+    size_t offset = load->layout->place[slice->place] + slice->layer * load->layout->layer_bytes +
+                    (size_t)(slice->dest_row + job->row_first) * slice->n_cols * dtype_bytes(target);
+    TRY(load->kernels->copy(scratch->stream, (char *)load->arena + offset, scratch->ready, count * dtype_bytes(target),
+                            KERNEL_COPY_TO_DEVICE));
+    return load->kernels->stream_sync(scratch->stream);
+}
+
+/* ---- threads */
+
+static void report(struct loader *loader, const struct job *job) {
+    const struct weights_load *load = loader->load;
+    pthread_mutex_lock(&loader->lock);
+    loader->done += (uint64_t)job->n_rows * job->slice.n_cols * dtype_bytes(source_dtype(loader, job));
+    if (load->progress != NULL) {
+        load->progress(load->context, loader->done, loader->total);
+    }
+    pthread_mutex_unlock(&loader->lock);
+}
+
+static void fail(struct loader *loader, enum status status) {
+    pthread_mutex_lock(&loader->lock);
+    if (loader->status == STATUS_OK) {
+        loader->status = status;
+        snprintf(loader->text, sizeof loader->text, "%s", status_text());
+    }
+    pthread_mutex_unlock(&loader->lock);
+    atomic_store(&loader->failed, true);
+}
+
+static enum status run_jobs(struct loader *loader, struct scratch *scratch) {
+    for (;;) {
+        size_t next = atomic_fetch_add(&loader->next_job, 1);
+        if (next >= loader->n_jobs || atomic_load(&loader->failed)) {
+            return STATUS_OK;
+        }
+        TRY(run_job(loader, &loader->jobs[next], scratch));
+        report(loader, &loader->jobs[next]);
+    }
+}
+
+/* The largest job in the arena's format: a job is JOB_BYTES as stored or one row, and may double when converted. */
+static size_t largest_job(const struct loader *loader) {
+    size_t most = 0;
+    for (size_t i = 0; i < loader->n_jobs; i++) {
+        const struct job *job = &loader->jobs[i];
+        size_t bytes = (size_t)job->n_rows * job->slice.n_cols * dtype_bytes(place_dtype(loader, &job->slice));
+        most = bytes > most ? bytes : most;
+    }
+    return most;
+}
+
+static void *load_thread(void *argument) {
+    struct loader *loader = argument;
+    const struct weights_load *load = loader->load;
+    struct scratch scratch = {.ready_bytes = largest_job(loader)};
+    enum status status = load->kernels->stream_create(load->device, &scratch.stream);
+    if (status == STATUS_OK) {
+        status = load->kernels->host_alloc(load->device, scratch.ready_bytes, &scratch.ready);
+        if (status == STATUS_OK) {
+            status = run_jobs(loader, &scratch);
+        }
+        load->kernels->stream_destroy(scratch.stream);
+        if (scratch.ready != NULL) {
+            load->kernels->host_free(load->device, scratch.ready);
+        }
+        free(scratch.rows);
+        free(scratch.stored);
+    }
+    if (status != STATUS_OK) {
+        fail(loader, status);
+    }
+    return NULL;
+}
+
+static void run_threads(struct loader *loader) {
+    pthread_t threads[MAX_THREADS];
+    uint32_t started = 0;
+    uint32_t wanted = loader->load->threads < MAX_THREADS ? loader->load->threads : MAX_THREADS;
+    while (started + 1 < wanted && pthread_create(&threads[started], NULL, load_thread, loader) == 0) {
+        started++;
+    }
+    load_thread(loader); /* this thread is one of them, and enough when no other could be had */
+    for (uint32_t i = 0; i < started; i++) {
+        pthread_join(threads[i], NULL);
+    }
+}
+
+/* Rope angles and the map of heads. */
+static enum status load_tables(const struct weights_load *load) {
+    size_t rope_bytes = (size_t)load->max_len * load->config->head_dim * sizeof(float);
+    float *rope = xaligned(64, rope_bytes);
+    uint32_t *map = xcalloc(load->shard->n_q, sizeof *map);
+    rope_fill(load->config, load->max_len, rope);
+    shard_q_to_kv(load->config, load->shard, map);
+    char *arena = load->arena;
+    struct kernel_stream *stream;
+    enum status status = load->kernels->stream_create(load->device, &stream);
+    if (status == STATUS_OK) {
+        status = load->kernels->copy(stream, arena + load->layout->rope, rope, rope_bytes, KERNEL_COPY_TO_DEVICE);
+        if (status == STATUS_OK) {
+            status = load->kernels->copy(stream, arena + load->layout->q_to_kv, map, load->shard->n_q * sizeof *map,
+                                         KERNEL_COPY_TO_DEVICE);
+        }
+        enum status synced = load->kernels->stream_sync(stream);
+        status = status == STATUS_OK ? synced : status;
+        load->kernels->stream_destroy(stream);
+    }
+    free(rope);
+    free(map);
+    return status;
+}
+
+enum status weights_load(const struct weights_load *load, const struct checkpoint *checkpoint) {
+    struct loader loader = {.load = load, .checkpoint = checkpoint};
+    pthread_mutex_init(&loader.lock, NULL);
+    if (checkpoint != NULL) {
+        loader.status = list_stored(&loader);
+        snprintf(loader.text, sizeof loader.text, "%s", loader.status != STATUS_OK ? status_text() : "");
+    } else {
+        list_made_up(&loader);
+    }
+    if (loader.status == STATUS_OK) {
+        run_threads(&loader);
+    }
+    free(loader.jobs);
+    pthread_mutex_destroy(&loader.lock);
+    if (loader.status != STATUS_OK) {
+        FAIL(loader.status, "%s", loader.text);
+    }
+    return load_tables(load);
+}

@@ -1,0 +1,205 @@
+/* The engines: one journal and one thread for each replica, and the numbers by which they know our choices. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "runtime/base/alloc.h"
+#include "runtime/base/check.h"
+#include "runtime/server/frontend.h"
+#include "runtime/server/server_internal.h"
+
+#define EVENTS_PER_WAKE 4096 /* then sockets get their turn */
+
+/* ---- numbers */
+
+static void grow_entries(struct server *server) {
+    uint32_t n = server->n_entries > 0 ? server->n_entries * 2 : 256;
+    server->entries = xrealloc(server->entries, n, sizeof *server->entries);
+    for (uint32_t i = n; i-- > server->n_entries;) {
+        server->entries[i] = (struct choice_entry){.generation = 1, .next_free = server->free_entry};
+        server->free_entry = i;
+    }
+    server->n_entries = n;
+}
+
+uint64_t replicas_enter(struct server *server, struct choice *choice) {
+    if (server->free_entry == UINT32_MAX) {
+        grow_entries(server);
+    }
+    uint32_t index = server->free_entry;
+    struct choice_entry *entry = &server->entries[index];
+    server->free_entry = entry->next_free;
+    entry->choice = choice;
+    return (uint64_t)entry->generation << 32 | index;
+}
+
+struct choice *replicas_find(struct server *server, uint64_t user) {
+    uint32_t index = (uint32_t)user;
+    if (index >= server->n_entries || server->entries[index].generation != user >> 32) {
+        return NULL;
+    }
+    return server->entries[index].choice;
+}
+
+void replicas_leave(struct server *server, uint64_t user) {
+    struct choice_entry *entry = &server->entries[(uint32_t)user];
+    CHECK(entry->choice != NULL && entry->generation == user >> 32, "a choice left twice");
+    entry->choice = NULL;
+    entry->generation++;
+    entry->next_free = server->free_entry;
+    server->free_entry = (uint32_t)user;
+}
+
+/* ---- events */
+
+static void on_event(struct server *server, const struct engine_event *event) {
+    struct choice *choice = replicas_find(server, event->user);
+    if (choice == NULL) {
+        return; /* it was let go before it heard of this */
+    }
+    if (choice->call == NULL) {
+        choice_on_abandoned(choice, event);
+    } else {
+        call_on_event(choice, event);
+    }
+}
+
+/* A group that brought a token did not die of what it was given: the supervisor forgives the deaths before. */
+static void note_progress(struct replica *replica) {
+    if (!replica->up || replica->progressed) {
+        return;
+    }
+    struct engine_stats stats;
+    engine_thread_stats(replica->thread, &stats);
+    if (stats.generation_tokens > replica->tokens_before) {
+        replica->progressed = true;
+        struct server *server = replica->server;
+        server->progressed(server->callback_context, (uint32_t)(replica - server->replicas));
+    }
+}
+
+static void on_wake(uv_async_t *async) {
+    struct replica *replica = async->data;
+    note_progress(replica);
+    struct engine_event event;
+    for (int i = 0; i < EVENTS_PER_WAKE; i++) {
+        if (!engine_thread_event(replica->thread, &event)) {
+            return;
+        }
+        on_event(replica->server, &event);
+    }
+    uv_async_send(&replica->wake);
+}
+
+static void wake(void *context) {
+    struct replica *replica = context;
+    uv_async_send(&replica->wake);
+}
+
+/* ---- life */
+
+static enum status open_replica(struct server *server, struct replica *replica, int journal_fd) {
+    const struct frontend_init *init = &server->init;
+    replica->server = server;
+    uv_async_init(&server->loop, &replica->wake, on_wake);
+    replica->wake.data = replica;
+    server->n_replicas++;
+    uint32_t n_slots = frontend_journal_slots(&init->limits, init->queue_max);
+    enum status status =
+        journal_open(journal_fd, (size_t)init->journal_bytes, n_slots, init->recover == 0, &replica->journal);
+    close(journal_fd); /* the mapping stays */
+    TRY(status);
+    struct engine_thread_config config = {
+        .engine = {.limits = init->limits,
+                   .queue_max = init->queue_max,
+                   .prefix_cache = init->prefix_cache != 0,
+                   .overlap = true,
+                   .journal = replica->journal},
+        .recover = init->recover != 0,
+        .wake = wake,
+        .context = replica,
+    };
+    return engine_thread_start(&config, &replica->thread);
+}
+
+enum status replicas_open(struct server *server, const int *journals) {
+    server->free_entry = UINT32_MAX;
+    for (uint32_t i = 0; i < server->init.n_replicas; i++) {
+        enum status status = open_replica(server, &server->replicas[i], journals[i]);
+        if (status != STATUS_OK) {
+            for (uint32_t rest = i + 1; rest < server->init.n_replicas; rest++) {
+                close(journals[rest]);
+            }
+            return status;
+        }
+    }
+    return STATUS_OK;
+}
+
+void replicas_close(struct server *server) {
+    for (uint32_t i = 0; i < server->n_replicas; i++) {
+        struct replica *replica = &server->replicas[i];
+        if (replica->thread != NULL) {
+            engine_thread_stop(replica->thread);
+        }
+        if (replica->journal != NULL) {
+            journal_close(replica->journal);
+        }
+        uv_close((uv_handle_t *)&replica->wake, NULL);
+    }
+    for (uint32_t i = 0; i < server->n_entries; i++) { /* submitted by calls that are gone, never answered */
+        if (server->entries[i].choice != NULL) {
+            choice_free(server->entries[i].choice);
+        }
+    }
+    free(server->entries);
+}
+
+/* ---- choice */
+
+static int rank(const struct replica *replica) {
+    return replica->failed ? 2 : replica->up ? 0 : 1;
+}
+
+struct replica *replicas_choose(struct server *server) {
+    struct replica *best = &server->replicas[0];
+    for (uint32_t i = 1; i < server->n_replicas; i++) {
+        struct replica *replica = &server->replicas[i];
+        if (rank(replica) < rank(best) || (rank(replica) == rank(best) && replica->live < best->live)) {
+            best = replica;
+        }
+    }
+    return best;
+}
+
+/* ---- groups */
+
+void server_group_up(struct server *server, uint32_t replica_index, struct worker_port *port) {
+    struct replica *replica = &server->replicas[replica_index];
+    struct engine_stats stats;
+    engine_thread_stats(replica->thread, &stats);
+    replica->tokens_before = stats.generation_tokens;
+    replica->progressed = false;
+    replica->up = true;
+    replica->failed = false;
+    engine_thread_set_port(replica->thread, port);
+}
+
+void server_group_down(struct server *server, uint32_t replica_index) {
+    struct replica *replica = &server->replicas[replica_index];
+    replica->up = false;
+    replica->downs++;
+    engine_thread_port_lost(replica->thread);
+}
+
+void server_group_failed(struct server *server, uint32_t replica_index, const char *cause) {
+    struct replica *replica = &server->replicas[replica_index];
+    replica->up = false;
+    replica->failed = true;
+    snprintf(replica->cause, sizeof replica->cause, "%s", cause);
+    char text[600];
+    snprintf(text, sizeof text, "The model is not available: %s", replica->cause);
+    engine_thread_port_lost(replica->thread);
+    engine_thread_fail_all(replica->thread, STATUS_CLOSED, text);
+}

@@ -1,0 +1,381 @@
+/* The executor that computes: one rank's device, stream, communicator and model. */
+#include "runtime/worker/model_executor.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "runtime/base/alloc.h"
+#include "runtime/base/check.h"
+#include "runtime/base/clock.h"
+#include "runtime/model/forward.h"
+#include "runtime/worker/slot_mirror.h"
+#include "runtime/worker/worker_plan.h"
+
+#define COMM_TIMEOUT_NS (60 * NS_PER_S)
+#define LOAD_THREADS_MAX 4
+
+/* Host memory of a step in flight; pinned, for copies that overlap. */
+struct flight {
+    void *body;
+    struct step_row *rows; /* of a graph, padding included */
+    struct step_result *results;
+    struct kernel_event *event;
+    uint64_t step_id;
+    uint64_t start_ns;
+    uint32_t n_results;
+};
+
+struct executor {
+    struct worker_init init;
+    bool graphs;
+    const struct kernel_ops *kernels;
+    struct kernel_device *device;
+    struct kernel_stream *stream;
+    const struct comm_ops *comm_ops;
+    struct comm *comm;
+    struct plan plan;
+    struct model *model;
+    struct slot_mirror *mirror;
+    struct flight flights[EXECUTOR_DEPTH];
+    uint64_t started;  /* touched by the thread that steps */
+    uint64_t finished; /* by the thread that waits, like the next */
+    uint64_t last_end_ns;
+    struct kernel_graph **graph[2]; /* [greedy][rows] */
+};
+
+/* ---- open and close */
+
+static enum status open_comm(struct executor *executor, const struct executor_config *config) {
+    const struct worker_init *init = config->init;
+    executor->comm_ops = comm_find(init->world == 1 ? "self" : "shm");
+    struct comm_config comm = {
+        .rank = init->rank,
+        .world = init->world,
+        .kernels = executor->kernels,
+        .device = executor->device,
+        .max_bytes = executor->plan.comm_max_bytes,
+        .memory_fd = config->comm_fd,
+        .spin = init->spin != 0,
+        .timeout_ns = COMM_TIMEOUT_NS,
+    };
+    return executor->comm_ops->open(&comm, &executor->comm);
+}
+
+static uint32_t load_threads(void) {
+    long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+    return cpus < 1 ? 1 : cpus > LOAD_THREADS_MAX ? LOAD_THREADS_MAX : (uint32_t)cpus;
+}
+
+static enum status open_model(struct executor *executor, const struct executor_config *config,
+                              const struct plan_input *input) {
+    struct model_options options = {
+        .input = input,
+        .plan = &executor->plan,
+        .rank = config->init->rank,
+        .n_valid_ids = config->init->n_valid_ids,
+        .comm_ops = executor->comm_ops,
+        .comm = executor->comm,
+        .load_threads = load_threads(),
+        .progress = config->progress,
+        .context = config->context,
+    };
+    if (config->init->load_dummy) {
+        return model_open(&options, &executor->model);
+    }
+    struct checkpoint *checkpoint;
+    TRY(checkpoint_open(config->init->model_dir, &checkpoint));
+    options.checkpoint = checkpoint;
+    enum status status = model_open(&options, &executor->model);
+    checkpoint_close(checkpoint);
+    return status;
+}
+
+static enum status open_flights(struct executor *executor) {
+    const struct kernel_ops *kernels = executor->kernels;
+    size_t rows = executor->init.limits.max_rows;
+    for (int i = 0; i < EXECUTOR_DEPTH; i++) {
+        struct flight *flight = &executor->flights[i];
+        void *memory[3] = {NULL};
+        size_t bytes[3] = {executor->init.max_body_bytes, rows * sizeof(struct step_row),
+                           rows * sizeof(struct step_result)};
+        enum status status = STATUS_OK;
+        for (int j = 0; j < 3 && status == STATUS_OK; j++) {
+            status = kernels->host_alloc(executor->device, bytes[j], &memory[j]);
+        }
+        flight->body = memory[0];
+        flight->rows = memory[1];
+        flight->results = memory[2];
+        TRY(status);
+        TRY(kernels->event_create(executor->device, &flight->event));
+    }
+    return STATUS_OK;
+}
+
+/* The padding slot draws greedily; all else of it stays zero. */
+static enum status open_padding_slot(struct executor *executor) {
+    struct step_init init = {.slot = executor->init.limits.n_slots};
+    init.sampling.top_p = 1.0f;
+    init.sampling.repetition_penalty = 1.0f;
+    init.sampling.n_logprobs = -1;
+    const struct kernel_ops *kernels = executor->kernels;
+    TRY(kernels->copy(executor->stream, executor->model->body, &init, sizeof init, KERNEL_COPY_TO_DEVICE));
+    struct op_slot_update args = {.slots = executor->model->slots, .inits = executor->model->body, .n_inits = 1};
+    TRY(kernels->slot_update(executor->stream, &args));
+    return kernels->stream_sync(executor->stream);
+}
+
+static enum status open_parts(struct executor *executor, const struct executor_config *config) {
+    const struct worker_init *init = config->init;
+    struct model_config model_config;
+    struct plan_input input;
+    executor->kernels = kernels_find(init->backend);
+    if (executor->kernels == NULL) {
+        FAIL(STATUS_UNSUPPORTED, "backend %s is not part of this program", init->backend);
+    }
+    TRY(model_config_load(init->model_dir, &model_config));
+    if (model_config.vocab_size != init->limits.vocab_size || init->n_valid_ids < 1 ||
+        init->n_valid_ids > model_config.vocab_size) {
+        FAIL(STATUS_INTERNAL, "vocab_size is %u and n_valid_ids %u, config.json says %u", init->limits.vocab_size,
+             init->n_valid_ids, model_config.vocab_size);
+    }
+    struct kernel_device_config device = {
+        .ordinal = init->device, .threads = init->threads, .first_cpu = init->first_cpu, .spin = init->spin != 0};
+    TRY(executor->kernels->open(&device, &executor->device));
+    worker_plan_input(init, &model_config, executor->kernels, executor->device, &input);
+    TRY(plan_make(&input, &executor->plan));
+    if (executor->plan.n_blocks != init->limits.n_blocks || executor->plan.comm_max_bytes != init->comm_max_bytes) {
+        FAIL(STATUS_INTERNAL, "the plan says %u blocks and %zu bytes per collective, INIT %u and %llu",
+             executor->plan.n_blocks, executor->plan.comm_max_bytes, init->limits.n_blocks,
+             (unsigned long long)init->comm_max_bytes);
+    }
+    TRY(executor->kernels->stream_create(executor->device, &executor->stream));
+    TRY(open_comm(executor, config));
+    TRY(open_model(executor, config, &input));
+    TRY(open_flights(executor));
+    return open_padding_slot(executor);
+}
+
+static void close_graphs(struct executor *executor) {
+    for (int greedy = 0; greedy < 2; greedy++) {
+        for (uint32_t n = 0; n <= executor->init.limits.max_rows; n++) {
+            if (executor->graph[greedy][n] != NULL) {
+                executor->kernels->graph_destroy(executor->graph[greedy][n]);
+            }
+        }
+        free(executor->graph[greedy]);
+    }
+}
+
+static void close_flights(struct executor *executor) {
+    for (int i = 0; i < EXECUTOR_DEPTH; i++) {
+        struct flight *flight = &executor->flights[i];
+        void *memory[] = {flight->body, flight->rows, flight->results};
+        for (int j = 0; j < 3; j++) {
+            if (memory[j] != NULL) {
+                executor->kernels->host_free(executor->device, memory[j]);
+            }
+        }
+        if (flight->event != NULL) {
+            executor->kernels->event_destroy(flight->event);
+        }
+    }
+}
+
+static void model_executor_close(struct executor *executor) {
+    if (executor == NULL) {
+        return;
+    }
+    if (executor->stream != NULL) {
+        executor->kernels->stream_destroy(executor->stream);
+    }
+    close_graphs(executor);
+    close_flights(executor);
+    model_close(executor->model);
+    if (executor->comm != NULL) {
+        executor->comm_ops->close(executor->comm);
+    }
+    if (executor->device != NULL) {
+        executor->kernels->close(executor->device);
+    }
+    slot_mirror_destroy(executor->mirror);
+    free(executor);
+}
+
+static enum status model_executor_open(const struct executor_config *config, struct executor **out) {
+    struct executor *executor = xcalloc(1, sizeof *executor);
+    executor->init = *config->init;
+    executor->graphs = config->graphs;
+    executor->mirror = slot_mirror_create(&config->init->limits);
+    for (int greedy = 0; greedy < 2; greedy++) {
+        executor->graph[greedy] = xcalloc(config->init->limits.max_rows + 1, sizeof executor->graph[greedy][0]);
+    }
+    enum status status = open_parts(executor, config);
+    if (status != STATUS_OK) {
+        model_executor_close(executor);
+        return status;
+    }
+    *out = executor;
+    return STATUS_OK;
+}
+
+static void model_executor_describe(const struct executor *executor, struct worker_ready *ready) {
+    const struct plan_rank *used = &executor->plan.rank[executor->init.rank];
+    ready->weight_bytes = used->weight_bytes;
+    ready->kv_bytes = used->kv_bytes;
+    ready->other_bytes = used->activation_bytes + used->slot_bytes + used->comm_bytes;
+    strncpy(ready->device_name, executor->kernels->name, sizeof ready->device_name - 1);
+}
+
+/* ---- steps */
+
+/* Where an array of the host's body lies in the device's. */
+static const void *on_device(const struct executor *executor, const struct flight *flight, const void *array) {
+    return (const char *)executor->model->body + ((const char *)array - (const char *)flight->body);
+}
+
+static enum status enqueue_writes(struct executor *executor, const struct flight *flight,
+                                  const struct step_view *view) {
+    const struct step_header *header = view->header;
+    TRY(executor->kernels->copy(executor->stream, executor->model->body, flight->body, header->bytes,
+                                KERNEL_COPY_TO_DEVICE));
+    if (header->n_inits == 0 && header->n_runs == 0 && header->n_blocks == 0) {
+        return STATUS_OK;
+    }
+    struct op_slot_update args = {
+        .slots = executor->model->slots,
+        .inits = on_device(executor, flight, view->inits),
+        .runs = on_device(executor, flight, view->runs),
+        .ids = on_device(executor, flight, view->ids),
+        .blocks = on_device(executor, flight, view->blocks),
+        .bias = on_device(executor, flight, view->bias),
+        .n_inits = header->n_inits,
+        .n_runs = header->n_runs,
+        .n_ids = header->n_runs > 0 ? header->n_ids : 0,
+        .n_blocks = header->n_blocks,
+        .n_bias = header->n_bias,
+    };
+    return executor->kernels->slot_update(executor->stream, &args);
+}
+
+/* Batch sizes that graphs are made for: 1, 2, 4, 8, then multiples of 8, and the largest there can be. */
+static uint32_t padded_rows(uint32_t n_rows, uint32_t max_rows) {
+    uint32_t padded = 1;
+    while (padded < n_rows && padded < 8) {
+        padded *= 2;
+    }
+    if (n_rows > 8) {
+        padded = (n_rows + 7) / 8 * 8;
+    }
+    return padded < max_rows ? padded : max_rows;
+}
+
+static enum status record_graph(struct executor *executor, uint32_t n_rows, bool greedy, struct kernel_graph **graph) {
+    struct step_batch batch = {
+        .rows = executor->model->buffers.rows,
+        .n_rows = n_rows,
+        .n_tokens = n_rows,
+        .n_sampled = n_rows,
+        .max_kv_len = executor->init.limits.max_len,
+        .greedy = greedy,
+    };
+    TRY(executor->kernels->graph_begin(executor->stream));
+    enum status status = forward_enqueue(executor->model, executor->stream, &batch);
+    enum status ended = executor->kernels->graph_end(executor->stream, graph);
+    return status != STATUS_OK ? status : ended;
+}
+
+static enum status enqueue_graph(struct executor *executor, struct flight *flight, const struct step_view *view) {
+    bool greedy = slot_mirror_greedy(executor->mirror);
+    uint32_t n_rows = view->header->n_rows;
+    uint32_t padded = padded_rows(n_rows, executor->init.limits.max_rows);
+    struct kernel_graph **graph = &executor->graph[greedy][padded];
+    memcpy(flight->rows, view->rows, n_rows * sizeof flight->rows[0]);
+    for (uint32_t i = n_rows; i < padded; i++) {
+        flight->rows[i] =
+            (struct step_row){.slot = executor->init.limits.n_slots, .q_len = 1, .flags = STEP_ROW_SAMPLE};
+    }
+    TRY(executor->kernels->copy(executor->stream, executor->model->buffers.rows, flight->rows,
+                                padded * sizeof flight->rows[0], KERNEL_COPY_TO_DEVICE));
+    if (*graph == NULL) {
+        TRY(record_graph(executor, padded, greedy, graph));
+    }
+    return executor->kernels->graph_launch(*graph, executor->stream);
+}
+
+static enum status enqueue_rows(struct executor *executor, struct flight *flight, const struct step_view *view) {
+    const struct step_header *header = view->header;
+    if (header->n_rows == 0) {
+        return STATUS_OK;
+    }
+    if (executor->graphs && header->n_tokens == header->n_rows && header->n_sampled == header->n_rows) {
+        return enqueue_graph(executor, flight, view);
+    }
+    struct step_batch batch = {
+        .rows = on_device(executor, flight, view->rows),
+        .n_rows = header->n_rows,
+        .n_tokens = header->n_tokens,
+        .n_sampled = header->n_sampled,
+        .max_kv_len = slot_mirror_max_kv_len(executor->mirror),
+        .greedy = slot_mirror_greedy(executor->mirror),
+    };
+    return forward_enqueue(executor->model, executor->stream, &batch);
+}
+
+static enum status model_executor_step(struct executor *executor, const void *body, size_t bytes, uint32_t epoch,
+                                       uint64_t step_id) {
+    struct flight *flight = &executor->flights[executor->started % EXECUTOR_DEPTH];
+    struct step_view view;
+    TRY(executor_take_body(&executor->init, body, bytes, epoch, step_id, flight->body, &view));
+    TRY(slot_mirror_apply(executor->mirror, &view));
+    flight->step_id = step_id;
+    flight->n_results = view.header->n_sampled;
+    flight->start_ns = clock_now_ns();
+    TRY(enqueue_writes(executor, flight, &view));
+    TRY(enqueue_rows(executor, flight, &view));
+    if (flight->n_results > 0) {
+        TRY(executor->kernels->copy(executor->stream, flight->results, executor->model->buffers.results,
+                                    flight->n_results * sizeof flight->results[0], KERNEL_COPY_TO_HOST));
+    }
+    TRY(executor->kernels->event_record(flight->event, executor->stream));
+    executor->started++;
+    return STATUS_OK;
+}
+
+static enum status model_executor_wait(struct executor *executor, struct executor_done *done) {
+    struct flight *flight = &executor->flights[executor->finished++ % EXECUTOR_DEPTH];
+    TRY(executor->kernels->event_sync(flight->event));
+    TRY(executor->comm_ops->check(executor->comm));
+    /* The device works on one step at a time: a step begins when it was enqueued or when the one before it ended. */
+    uint64_t end_ns = clock_now_ns();
+    uint64_t start_ns = flight->start_ns > executor->last_end_ns ? flight->start_ns : executor->last_end_ns;
+    executor->last_end_ns = end_ns;
+    *done = (struct executor_done){.step_id = flight->step_id,
+                                   .device_us = (uint32_t)((end_ns - start_ns) / 1000),
+                                   .n_results = flight->n_results,
+                                   .results = flight->results};
+    return STATUS_OK;
+}
+
+static void model_executor_reset(struct executor *executor) {
+    slot_mirror_reset(executor->mirror);
+}
+
+static void model_executor_abort(struct executor *executor) {
+    executor->comm_ops->abort(executor->comm);
+}
+
+struct model *model_executor_model(struct executor *executor) {
+    return executor->model;
+}
+
+const struct executor_ops model_executor_ops = {
+    .name = "model",
+    .open = model_executor_open,
+    .close = model_executor_close,
+    .describe = model_executor_describe,
+    .step = model_executor_step,
+    .wait = model_executor_wait,
+    .reset = model_executor_reset,
+    .abort = model_executor_abort,
+};

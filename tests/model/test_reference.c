@@ -1,0 +1,242 @@
+/* Logits and greedy ids against transformers in float32 on the same weights, at several worlds. */
+#define _GNU_SOURCE
+#include <math.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "runtime/base/alloc.h"
+#include "runtime/format/json_in.h"
+#include "tests/model/support_checkpoint.h"
+#include "tests/model/support_group.h"
+#include "tests/model/support_reference.h"
+
+/* Greedy ids may differ where the reference's two best logits lie within this. */
+#define NEAR_TIE 1e-4f
+enum { MAX_IDS = 256 };
+
+/* ---- greedy ids */
+
+static void generate(struct group_rank *rank) {
+    const struct reference_prompt *prompt = rank->options->argument;
+    uint32_t *ids = rank->shared;
+    group_generate(rank, prompt->ids, prompt->n_ids, 64, ids + rank->init.rank * MAX_IDS, prompt->n_greedy);
+}
+
+/* Returns how many ids are equal, up to the first near tie that went the other way; fails on any other difference. */
+static uint32_t check_greedy(const struct reference *reference, const struct group_options *options,
+                             const struct reference_prompt *prompt) {
+    struct group_options run = *options;
+    run.argument = prompt;
+    EXPECT(prompt->n_greedy <= MAX_IDS);
+    const uint32_t *ids = group_run(&run, COMM_MAX_WORLD * MAX_IDS * sizeof *ids, generate);
+    for (uint32_t r = 1; r < options->world; r++) {
+        EXPECT(memcmp(ids, ids + r * MAX_IDS, prompt->n_greedy * sizeof *ids) == 0);
+    }
+    for (uint32_t i = 0; i < prompt->n_greedy; i++) {
+        if (ids[i] != prompt->greedy[i]) {
+            if (prompt->gaps[i] < NEAR_TIE) {
+                return i;
+            }
+            test_fail(__FILE__, __LINE__, "%s, world %u, prompt of %u: id %u is %u instead of %u (gap %g)",
+                      reference->name, options->world, prompt->n_ids, i, ids[i], prompt->greedy[i],
+                      (double)prompt->gaps[i]);
+        }
+    }
+    return prompt->n_greedy;
+}
+
+/* ---- logits, over the reference's own ids */
+
+static void force(struct group_rank *rank) {
+    const struct reference_prompt *prompt = rank->options->argument;
+    float *rows = rank->shared;
+    uint32_t vocab = rank->config.vocab_size;
+    uint32_t pos = 0;
+    uint32_t known = prompt->n_ids;
+    group_begin(rank, 0, 0, prompt->ids, prompt->n_ids, &greedy_sampling);
+    for (uint32_t k = 0; k < prompt->n_kept;) {
+        uint32_t q_len = known - pos < 64 ? known - pos : 64;
+        group_row(rank, 0, pos, q_len, pos + q_len == known);
+        group_step(rank);
+        pos += q_len;
+        if (pos < known) {
+            continue;
+        }
+        if (prompt->kept[k].at == pos - 1) {
+            group_copy_logits(rank, 0, rows + (size_t)k++ * vocab);
+        }
+        /* Their id takes the place of the one that was drawn. */
+        EXPECT(step_builder_add_run(rank->builder, 0, pos, &prompt->greedy[pos - prompt->n_ids], 1));
+        known++;
+    }
+}
+
+struct distance {
+    double max_abs, kl;
+};
+
+static struct distance measure(const struct reference *reference, const struct group_options *options,
+                               const struct reference_prompt *prompt) {
+    struct group_options run = *options;
+    struct distance most = {0, 0};
+    run.argument = prompt;
+    const float *rows = group_run(&run, (size_t)prompt->n_kept * reference->vocab_size * sizeof *rows, force);
+    for (uint32_t k = 0; k < prompt->n_kept; k++) {
+        double max_abs;
+        double kl;
+        reference_compare(&prompt->kept[k], rows + (size_t)k * reference->vocab_size, reference->vocab_size, &max_abs,
+                          &kl);
+        most.max_abs = fmax(most.max_abs, max_abs);
+        most.kl = fmax(most.kl, kl);
+    }
+    return most;
+}
+
+/* The bar in float32 is rounding; in bfloat16 it is the distance of transformers' own bfloat16 run. */
+static void check_model(const struct reference *reference, const char *dir, const uint32_t *worlds, uint32_t n_worlds,
+                        uint32_t n_prompts) {
+    for (uint32_t p = 0; p < n_prompts && p < reference->n_prompts; p++) {
+        const struct reference_prompt *prompt = &reference->prompts[p];
+        printf("  %s, prompt of %u:", reference->name, prompt->n_ids);
+        for (uint32_t w = 0; w < n_worlds; w++) {
+            struct group_options options = {.dir = dir,
+                                            .dtype = DTYPE_F32,
+                                            .world = worlds[w],
+                                            .max_rows = 1,
+                                            .max_len = prompt->n_ids + prompt->n_greedy};
+            printf(" TP%u %u/%u ids", worlds[w], check_greedy(reference, &options, prompt), prompt->n_greedy);
+            if (prompt->n_kept > 0) {
+                struct distance exact = measure(reference, &options, prompt);
+                options.dtype = DTYPE_BF16;
+                struct distance half = measure(reference, &options, prompt);
+                printf(", fp32 %.2g (KL %.2g), bf16 %.3g (KL %.2g);", exact.max_abs, exact.kl, half.max_abs, half.kl);
+                EXPECT(exact.max_abs < 1e-3 && fabs(exact.kl) < 1e-6);
+                EXPECT(half.max_abs <= prompt->bf16_max_abs && half.kl <= prompt->bf16_kl_max + 1e-9);
+            }
+        }
+        if (prompt->n_kept > 0) {
+            printf(" transformers' bf16 %.3g (KL %.2g)", prompt->bf16_max_abs, prompt->bf16_kl_max);
+        }
+        printf("\n");
+    }
+}
+
+/* ---- models */
+
+static const char *make_random_dir(const struct reference *reference) {
+    const char *dir = make_temp_dir();
+    char seed[16];
+    snprintf(seed, sizeof seed, "%u", reference->recipe_seed);
+    pid_t child = fork();
+    if (child == 0) {
+        execlp("python3", "python3", TANDEM_SOURCE_DIR "/tests/tools/make_random_model.py", reference->recipe_class,
+               dir, "--seed", seed, "--dtype", reference->recipe_dtype, (char *)NULL);
+        _exit(127);
+    }
+    int state;
+    waitpid(child, &state, 0);
+    if (state != 0) {
+        test_skip("make_random_model.py does not run here; it needs python3 and numpy");
+    }
+    return dir;
+}
+
+static void check_random(const char *name) {
+    static const uint32_t worlds[] = {1, 2, 3, 4};
+    struct reference reference;
+    if (!reference_read(name, &reference)) {
+        test_fail(__FILE__, __LINE__, "tests/data/reference/%s.json is missing", name);
+    }
+    check_model(&reference, make_random_dir(&reference), worlds, 4, 3);
+}
+
+#define RANDOM_TEST(id, name)                                                                                          \
+    TEST_TIMEOUT(random_##id, 120) {                                                                                   \
+        check_random(name);                                                                                            \
+    }
+RANDOM_TEST(qwen2, "qwen2")
+RANDOM_TEST(qwen2_tied, "qwen2-tied")
+RANDOM_TEST(qwen2_sharded, "qwen2-sharded")
+RANDOM_TEST(llama, "llama")
+RANDOM_TEST(llama3, "llama3")
+RANDOM_TEST(llama3_tied, "llama3-tied")
+RANDOM_TEST(llama_linear, "llama-linear")
+RANDOM_TEST(llama_headdim, "llama-headdim")
+RANDOM_TEST(llama_kv3, "llama-kv3")
+RANDOM_TEST(llama_mha, "llama-mha")
+RANDOM_TEST(llama_mqa, "llama-mqa")
+
+static void check_present(const char *name, const char *dir, const uint32_t *worlds, uint32_t n_worlds,
+                          uint32_t n_prompts) {
+    struct reference reference;
+    char path[512];
+    snprintf(path, sizeof path, "%s%s/config.json", dir[0] == '/' ? "" : TANDEM_SOURCE_DIR "/", dir);
+    if (access(path, R_OK) != 0) {
+        test_skip("the model is not in this checkout");
+    }
+    if (!reference_read(name, &reference)) {
+        test_fail(__FILE__, __LINE__, "tests/data/reference/%s.json is missing", name);
+    }
+    check_model(&reference, dir, worlds, n_worlds, n_prompts);
+}
+
+TEST_TIMEOUT(tandem_r1_tiny, 180) {
+    check_present("tandem-r1-tiny", "configs/models/tandem-r1-tiny", (uint32_t[]){1, 2, 3, 4}, 4, 3);
+}
+
+TEST_TIMEOUT(stories260k, 120) {
+    check_present("stories260k", "../shared/models/stories260k", (uint32_t[]){1, 2, 3, 4, 8}, 5, 3);
+}
+
+/* The long form, with every prompt, is what TANDEM_SMOLLM2 names a directory for. */
+TEST_TIMEOUT(smollm2, 900) {
+    const char *dir = getenv("TANDEM_SMOLLM2");
+    if (dir == NULL) {
+        test_skip("TANDEM_SMOLLM2 names no directory");
+    }
+    check_present("SmolLM2-135M-Instruct", dir, (uint32_t[]){1, 2, 3, 4}, 4, 3);
+}
+
+/* reference.json beside the model: a float64 implementation of its own. */
+TEST_TIMEOUT(stories260k_in_float64, 60) {
+    static const char path[] = TANDEM_SOURCE_DIR "/../shared/models/stories260k/reference.json";
+    json_t *root;
+    if (access(path, R_OK) != 0) {
+        test_skip("the model is not in this checkout");
+    }
+    EXPECT_OK(json_in_load(path, (size_t)1 << 24, &root));
+    struct reference reference = {.name = "stories260k (float64)", .vocab_size = 512};
+    struct reference_prompt prompt = {.n_kept = 1};
+    const json_t *ids = json_object_get(root, "prompt_ids");
+    const json_t *greedy = json_object_get(root, "greedy_ids");
+    const json_t *logits = json_object_get(root, "first_logits");
+    prompt.n_ids = (uint32_t)json_array_size(ids);
+    prompt.n_greedy = (uint32_t)json_array_size(greedy);
+    prompt.ids = xcalloc(prompt.n_ids, sizeof(uint32_t));
+    prompt.greedy = xcalloc(prompt.n_greedy, sizeof(uint32_t));
+    prompt.gaps = xcalloc(prompt.n_greedy, sizeof(float));
+    float *values = xcalloc(512, sizeof *values);
+    EXPECT_EQ(json_array_size(logits), 512);
+    for (uint32_t i = 0; i < prompt.n_ids; i++) {
+        prompt.ids[i] = (uint32_t)json_integer_value(json_array_get(ids, i));
+    }
+    for (uint32_t i = 0; i < prompt.n_greedy; i++) {
+        prompt.greedy[i] = (uint32_t)json_integer_value(json_array_get(greedy, i));
+        prompt.gaps[i] = 1.0f; /* no excuse */
+    }
+    double sum = 0;
+    for (uint32_t i = 0; i < 512; i++) {
+        values[i] = (float)json_number_value(json_array_get(logits, i));
+        sum += exp((double)values[i]);
+    }
+    prompt.kept[0] =
+        (struct reference_logits){.at = prompt.n_ids - 1, .count = 512, .values = values, .logsumexp = log(sum)};
+    EXPECT(prompt.n_greedy >= 150);
+    for (uint32_t world = 1; world <= 8; world++) {
+        struct group_options options = {
+            .dir = "../shared/models/stories260k", .dtype = DTYPE_F32, .world = world, .max_rows = 1};
+        EXPECT_EQ(check_greedy(&reference, &options, &prompt), prompt.n_greedy);
+        struct distance distance = measure(&reference, &options, &prompt);
+        EXPECT(distance.max_abs < 1e-4 && fabs(distance.kl) < 1e-6);
+    }
+}

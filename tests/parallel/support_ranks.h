@@ -1,0 +1,30 @@
+/* Runs the ranks of a group: as forked processes that map one memfd, or as threads of this process that share one
+ * mapping. */
+#ifndef TANDEM_TESTS_PARALLEL_SUPPORT_RANKS_H
+#define TANDEM_TESTS_PARALLEL_SUPPORT_RANKS_H
+
+#include "parallel/comm.h"
+#include "tests/harness/test.h"
+
+struct rank_run {
+    const struct comm_ops *ops;
+    struct comm *comm;
+    const struct kernel_ops *kernels;
+    struct kernel_device *device;
+    struct kernel_stream *stream;
+    uint32_t rank;
+    uint32_t world;
+    uint64_t seed;
+    size_t max_bytes;
+};
+
+/* A table whose only services are copy and host_call, done at once on the calling thread. */
+extern const struct kernel_ops direct_kernels;
+
+/* Calls body once per rank with an open comm; fails the test when a rank fails. `kernels` is direct_kernels or a real
+ * backend. */
+void run_as_processes(const struct kernel_ops *kernels, uint32_t world, size_t max_bytes, bool spin, uint64_t seed,
+                      void (*body)(struct rank_run *run));
+void run_as_threads(uint32_t world, size_t max_bytes, bool spin, uint64_t seed, void (*body)(struct rank_run *run));
+
+#endif

@@ -1,0 +1,94 @@
+#!/usr/bin/env bash
+# Installs what is missing, builds, and runs every test; the last line reads "N passed, N failed".
+#
+#   tests/run.sh [FILTER]   FILTER: only programs whose name contains it
+#   tests/run.sh --long     also the long runs (tests/e2e/must_show_*.py)
+set -uo pipefail
+cd "$(dirname "$0")/.."
+. launcher/install.sh
+
+filter=""
+long=0
+for argument in "$@"; do
+    case $argument in
+    --long) long=1 ;;
+    *) filter=$argument ;;
+    esac
+done
+
+tandem_install python3 || exit 1
+passed=0
+failed=0
+
+count() { # count NAME EXIT_CODE LAST_LINE: adds a program's own counts, or one failure when it died without any
+    local name=$1 code=$2 line=$3
+    if [[ $line =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed ]]; then
+        passed=$((passed + BASH_REMATCH[1]))
+        failed=$((failed + BASH_REMATCH[2]))
+        [ "$code" = 0 ] || [ "${BASH_REMATCH[2]}" != 0 ] || failed=$((failed + 1))
+    else
+        echo "FAIL $name: ended with $code and no summary"
+        failed=$((failed + 1))
+    fi
+}
+
+run() { # run NAME COMMAND...
+    local name=$1 output code
+    shift
+    [[ $name == *"$filter"* ]] || return 0
+    echo "== $name"
+    output=$(mktemp)
+    "$@" >"$output" 2>&1
+    code=$?
+    cat "$output"
+    count "$name" $code "$(tail -n 1 "$output")"
+    rm -f "$output"
+}
+
+replay() { # replay BUILD: every fuzz target over its committed corpus, one test each
+    local program name
+    for program in "$1"/fuzz/fuzz_*; do
+        name=$(basename "$program")
+        [[ -x $program && $name == *"$filter"* ]] || continue
+        if "$program" "tests/fuzz/corpus/${name#fuzz_}" >/dev/null 2>build/replay.log; then
+            passed=$((passed + 1))
+        else
+            cat build/replay.log
+            echo "FAIL $name over its corpus"
+            failed=$((failed + 1))
+        fi
+    done
+}
+
+# A preset that does not build is a failed test, not the end of the run.
+for preset in release asan; do
+    if ! tandem_build $preset all; then
+        failed=$((failed + 1))
+        continue
+    fi
+    for program in build/$preset/tests/test_*; do
+        run "$preset/$(basename "$program")" "$program"
+    done
+    replay build/$preset
+done
+
+if tandem_build tsan all_tests; then
+    for name in $(cat tests/tsan.txt); do
+        run "tsan/$name" build/tsan/tests/"$name"
+    done
+else
+    failed=$((failed + 1))
+fi
+
+run tidy python3 tests/tidy.py
+for file in tests/e2e/test_*.py; do
+    [ -e "$file" ] && run "e2e/$(basename "$file" .py)" python3 "$file"
+done
+if [ $long = 1 ]; then
+    for file in tests/e2e/must_show_*.py; do
+        [ -e "$file" ] && run "long/$(basename "$file" .py)" python3 "$file"
+    done
+fi
+
+echo "$passed passed, $failed failed"
+[ $failed = 0 ]
