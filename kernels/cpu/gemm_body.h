@@ -247,8 +247,10 @@ ALWAYS_INLINE void panel_step(const uint32_t mr, const enum panel_source source,
 }
 
 /* A tile of rows m, m + 1, ... of the chunk against the block. */
-ALWAYS_INLINE void panel_tile(const uint32_t mr, const enum panel_source source, const struct panel_run *run,
+ALWAYS_INLINE void panel_tile(const uint32_t mr, const enum panel_source source, const struct panel_run *caller_run,
                               uint32_t m) {
+    const struct panel_run copy = *caller_run; /* stores through float pointers cannot change it */
+    const struct panel_run *run = &copy;
     const struct gemm_job *job = run->job;
     const uint32_t nr = PANEL_COLUMNS;
     const bool whole = run->columns == nr;
@@ -264,7 +266,13 @@ ALWAYS_INLINE void panel_tile(const uint32_t mr, const enum panel_source source,
         VF tile[MAX_OUTPUTS];
         UNROLL
         for (uint32_t i = 0; i < mr * nr; i++) {
-            tile[i] = run->k_first == 0 ? vf_zero() : vf_load(kept + (part * mr * nr + i) * LANES);
+            tile[i] = vf_zero();
+        }
+        if (run->k_first > 0) {
+            UNROLL
+            for (uint32_t i = 0; i < mr * nr; i++) {
+                tile[i] = vf_load(kept + (part * mr * nr + i) * LANES);
+            }
         }
         uint32_t k = run->k_first;
         uint32_t k_plain = whole && run->k_end <= job->op->weight.k ? run->k_end : whole ? run->k_end - GEMM_LANES : k;

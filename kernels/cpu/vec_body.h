@@ -66,15 +66,21 @@ INLINE void v16_store_as(void *out, enum dtype dtype, size_t i, v16 value) {
     }
 }
 
+/* 16 elements of any dtype. */
+union part {
+    float wide[16];
+    uint16_t half[16];
+};
+
 INLINE void load_as(float *out, const void *in, enum dtype dtype, size_t n) {
     size_t i = 0;
     for (; i + 16 <= n; i += 16) {
         v16_store(out + i, v16_load_as(in, dtype, i));
     }
     if (i < n) {
-        uint32_t padded[16] = {0};
-        memcpy(padded, (const char *)in + i * dtype_bytes(dtype), (n - i) * dtype_bytes(dtype));
-        v16_store_part(out + i, v16_load_as(padded, dtype, 0), n - i);
+        union part part = {0};
+        memcpy(&part, (const char *)in + i * dtype_bytes(dtype), (n - i) * dtype_bytes(dtype));
+        v16_store_part(out + i, v16_load_as(&part, dtype, 0), n - i);
     }
 }
 
@@ -92,9 +98,9 @@ INLINE void store_as(void *out, enum dtype dtype, const float *in, size_t n) {
         v16_store_as(out, dtype, i, v16_load(in + i));
     }
     if (i < n) {
-        uint32_t padded[16];
-        v16_store_as(padded, dtype, 0, v16_load_part(in + i, n - i));
-        memcpy((char *)out + i * dtype_bytes(dtype), padded, (n - i) * dtype_bytes(dtype));
+        union part part;
+        v16_store_as(&part, dtype, 0, v16_load_part(in + i, n - i));
+        memcpy((char *)out + i * dtype_bytes(dtype), &part, (n - i) * dtype_bytes(dtype));
     }
 }
 
@@ -229,9 +235,9 @@ INLINE void load_row(float *out, size_t stride, const void *in, enum dtype dtype
         v16_store(out, v16_load_as(in, dtype, i));
     }
     if (i < n) {
-        uint32_t padded[16] = {0};
-        memcpy(padded, (const char *)in + i * dtype_bytes(dtype), (n - i) * dtype_bytes(dtype));
-        v16_store(out, v16_load_as(padded, dtype, 0));
+        union part part = {0};
+        memcpy(&part, (const char *)in + i * dtype_bytes(dtype), (n - i) * dtype_bytes(dtype));
+        v16_store(out, v16_load_as(&part, dtype, 0));
     }
 }
 
@@ -328,40 +334,41 @@ INLINE void attend_softmax(const struct vec_attend *args, uint32_t query) {
 }
 
 /* out = out * rescale + sum over n positions, in order, for `n_queries` queries and 16 * width columns. */
-INLINE void attend_values_block(const struct vec_attend *args, uint32_t query, uint32_t column, uint32_t n,
-                                uint32_t n_queries, uint32_t width) {
+INLINE void attend_values_block(const struct vec_attend *args, size_t query, size_t column, size_t n, size_t n_queries,
+                                size_t width) {
     v16 sum[4 * VALUES_WIDTH];
+    size_t dim = args->dim;
     const float *v = args->v + column;
-    float *out = args->out + (size_t)query * args->dim + column;
-    const float *p = args->scores + (size_t)query * VEC_TILE;
+    float *out = args->out + query * dim + column;
+    const float *p = args->scores + query * VEC_TILE;
 #pragma GCC unroll 4
-    for (uint32_t i = 0; i < n_queries; i++) {
+    for (size_t i = 0; i < n_queries; i++) {
         v16 rescale = v16_set(args->rescale[query + i]);
 #pragma GCC unroll 4
-        for (uint32_t j = 0; j < width; j++) {
-            sum[i * width + j] = v16_mul(v16_load(out + (size_t)i * args->dim + 16 * j), rescale);
+        for (size_t j = 0; j < width; j++) {
+            sum[i * width + j] = v16_mul(v16_load(out + i * dim + 16 * j), rescale);
         }
     }
-    for (uint32_t pos = 0; pos < n; pos++) {
+    for (size_t pos = 0; pos < n; pos++) {
         v16 value[VALUES_WIDTH];
 #pragma GCC unroll 4
-        for (uint32_t j = 0; j < width; j++) {
-            value[j] = v16_load(v + (size_t)pos * args->dim + 16 * j);
+        for (size_t j = 0; j < width; j++) {
+            value[j] = v16_load(v + pos * dim + 16 * j);
         }
 #pragma GCC unroll 4
-        for (uint32_t i = 0; i < n_queries; i++) {
+        for (size_t i = 0; i < n_queries; i++) {
             v16 weight = v16_set(p[i * VEC_TILE + pos]);
 #pragma GCC unroll 4
-            for (uint32_t j = 0; j < width; j++) {
+            for (size_t j = 0; j < width; j++) {
                 sum[i * width + j] = v16_fma(weight, value[j], sum[i * width + j]);
             }
         }
     }
 #pragma GCC unroll 4
-    for (uint32_t i = 0; i < n_queries; i++) {
+    for (size_t i = 0; i < n_queries; i++) {
 #pragma GCC unroll 4
-        for (uint32_t j = 0; j < width; j++) {
-            v16_store(out + (size_t)i * args->dim + 16 * j, sum[i * width + j]);
+        for (size_t j = 0; j < width; j++) {
+            v16_store(out + i * dim + 16 * j, sum[i * width + j]);
         }
     }
 }

@@ -22,12 +22,16 @@ struct checkpoint_file {
     struct safetensors_header *header;
 };
 
+struct named_tensor {
+    const struct checkpoint_tensor *tensor;
+};
+
 struct checkpoint {
     struct checkpoint_file *files;
     uint32_t n_files;
     struct checkpoint_tensor *tensors; /* by (file, offset) */
     size_t n_tensors;
-    const struct checkpoint_tensor **by_name;
+    struct named_tensor *by_name;
     uint64_t bytes;
 };
 
@@ -257,9 +261,9 @@ static enum status open_files(struct checkpoint *checkpoint, const char *dir) {
 }
 
 static int by_name(const void *a, const void *b) {
-    const struct checkpoint_tensor *const *x = a;
-    const struct checkpoint_tensor *const *y = b;
-    return strcmp((*x)->name, (*y)->name);
+    const struct named_tensor *x = a;
+    const struct named_tensor *y = b;
+    return strcmp(x->tensor->name, y->tensor->name);
 }
 
 enum status checkpoint_open(const char *dir, struct checkpoint **out) {
@@ -271,7 +275,7 @@ enum status checkpoint_open(const char *dir, struct checkpoint **out) {
     }
     checkpoint->by_name = xcalloc(checkpoint->n_tensors, sizeof *checkpoint->by_name);
     for (size_t i = 0; i < checkpoint->n_tensors; i++) {
-        checkpoint->by_name[i] = &checkpoint->tensors[i];
+        checkpoint->by_name[i].tensor = &checkpoint->tensors[i];
     }
     if (checkpoint->n_tensors > 0) {
         qsort(checkpoint->by_name, checkpoint->n_tensors, sizeof *checkpoint->by_name, by_name);
@@ -311,9 +315,10 @@ const struct checkpoint_tensor *checkpoint_find(const struct checkpoint *checkpo
     size_t high = checkpoint->n_tensors;
     while (low < high) {
         size_t middle = low + (high - low) / 2;
-        int order = strcmp(name, checkpoint->by_name[middle]->name);
+        const struct checkpoint_tensor *tensor = checkpoint->by_name[middle].tensor;
+        int order = strcmp(name, tensor->name);
         if (order == 0) {
-            return checkpoint->by_name[middle];
+            return tensor;
         }
         if (order < 0) {
             high = middle;

@@ -117,12 +117,12 @@ static enum status whole_number(const char *key, const json_t *value, int64_t *o
 }
 
 enum status json_in_i64(const json_t *object, const char *key, int64_t min, int64_t max, bool required, int64_t *out) {
-    const json_t *value;
+    const json_t *value = NULL;
     TRY(find(object, key, required, &value));
     if (value == NULL) {
         return STATUS_OK;
     }
-    int64_t number;
+    int64_t number = 0;
     TRY(whole_number(key, value, &number));
     if (number < min || number > max) {
         FAIL(STATUS_INVALID, "%s: %" PRId64 " is outside %" PRId64 "..%" PRId64, key, number, min, max);
@@ -133,12 +133,12 @@ enum status json_in_i64(const json_t *object, const char *key, int64_t min, int6
 
 enum status json_in_u64(const json_t *object, const char *key, uint64_t min, uint64_t max, bool required,
                         uint64_t *out) {
-    const json_t *value;
+    const json_t *value = NULL;
     TRY(find(object, key, required, &value));
     if (value == NULL) {
         return STATUS_OK;
     }
-    int64_t number;
+    int64_t number = 0;
     TRY(whole_number(key, value, &number));
     if (number < 0 || (uint64_t)number < min || (uint64_t)number > max) {
         FAIL(STATUS_INVALID, "%s: %" PRId64 " is outside %" PRIu64 "..%" PRIu64, key, number, min, max);
@@ -156,7 +156,7 @@ enum status json_in_u32(const json_t *object, const char *key, uint32_t min, uin
 }
 
 enum status json_in_float(const json_t *object, const char *key, float min, float max, bool required, float *out) {
-    const json_t *value;
+    const json_t *value = NULL;
     TRY(find(object, key, required, &value));
     if (value == NULL) {
         return STATUS_OK;
@@ -173,7 +173,7 @@ enum status json_in_float(const json_t *object, const char *key, float min, floa
 }
 
 enum status json_in_bool(const json_t *object, const char *key, bool required, bool *out) {
-    const json_t *value;
+    const json_t *value = NULL;
     TRY(find(object, key, required, &value));
     if (value == NULL) {
         return STATUS_OK;
@@ -186,7 +186,7 @@ enum status json_in_bool(const json_t *object, const char *key, bool required, b
 }
 
 enum status json_in_string(const json_t *object, const char *key, bool required, const char **out, size_t *size) {
-    const json_t *value;
+    const json_t *value = NULL;
     TRY(find(object, key, required, &value));
     if (value == NULL) {
         return STATUS_OK;
@@ -206,7 +206,7 @@ enum status json_in_string(const json_t *object, const char *key, bool required,
 }
 
 enum status json_in_object(const json_t *object, const char *key, bool required, const json_t **out) {
-    const json_t *value;
+    const json_t *value = NULL;
     TRY(find(object, key, required, &value));
     if (value == NULL) {
         return STATUS_OK;
@@ -219,7 +219,7 @@ enum status json_in_object(const json_t *object, const char *key, bool required,
 }
 
 enum status json_in_array(const json_t *object, const char *key, bool required, const json_t **out) {
-    const json_t *value;
+    const json_t *value = NULL;
     TRY(find(object, key, required, &value));
     if (value == NULL) {
         return STATUS_OK;

@@ -44,7 +44,7 @@ static enum status parse_kind(const json_t *entry, struct safetensors_tensor *te
     if (strlen(name) >= sizeof tensor->kind) {
         FAIL(STATUS_INVALID, "dtype: \"%.40s\" is none of the format", name);
     }
-    strcpy(tensor->kind, name);
+    memcpy(tensor->kind, name, strlen(name) + 1);
     tensor->served = true;
     if (strcmp(name, "F32") == 0) {
         tensor->dtype = DTYPE_F32;
@@ -202,7 +202,7 @@ enum status safetensors_parse(const uint8_t *bytes, size_t size_of_prefix, uint6
     if (size_of_prefix < 8 || file_size < size_of_prefix) {
         FAIL(STATUS_INVALID, "%" PRIu64 " bytes are too short for a safetensors file", file_size);
     }
-    uint64_t base;
+    uint64_t base = 0;
     TRY(safetensors_prefix_size(bytes, file_size, &base));
     if (base > size_of_prefix) {
         FAIL(STATUS_INVALID, "header: %zu of its %" PRIu64 " bytes are there", size_of_prefix - 8, base - 8);

@@ -182,31 +182,42 @@ static enum status check_model(const json_t *model, struct tokenizer_file *file)
     return json_in_string(model, "unk_token", false, &file->unk_token, NULL);
 }
 
+/* Fills the entries; *last gets the largest id. */
+static enum status read_entries(const json_t *vocab, struct tokenizer_file *file, uint32_t *last) {
+    const char *text;
+    json_t *value;
+    *last = 0;
+    json_object_foreach((json_t *)vocab, text, value) {
+        json_int_t id = json_is_integer(value) ? json_integer_value(value) : -1;
+        if (id < 0 || id >= TOKENIZER_MAX_IDS) {
+            FAIL(STATUS_INVALID, "vocab.%.100s: no id below %u", text, TOKENIZER_MAX_IDS);
+        }
+        *last = (uint32_t)id > *last ? (uint32_t)id : *last;
+        file->vocab[file->n_vocab++] =
+            (struct vocab_entry){.text = text, .size = (uint32_t)strlen(text), .id = (uint32_t)id};
+    }
+    return STATUS_OK;
+}
+
 static enum status parse_vocab(const json_t *model, struct tokenizer_file *file) {
     const json_t *vocab = NULL;
+    uint32_t last = 0;
     TRY(json_in_object(model, "vocab", true, &vocab));
     size_t count = json_object_size(vocab);
     if (count == 0 || count > TOKENIZER_MAX_IDS) {
         FAIL(STATUS_INVALID, "vocab: %zu entries are outside 1..%u", count, TOKENIZER_MAX_IDS);
     }
     file->vocab = xcalloc(count, sizeof *file->vocab);
-    uint8_t *taken = xcalloc(TOKENIZER_MAX_IDS / 8, 1);
+    TRY(read_entries(vocab, file, &last));
+    uint8_t *taken = xcalloc((size_t)last + 1, 1);
     enum status result = STATUS_OK;
-    const char *text;
-    json_t *value;
-    json_object_foreach((json_t *)vocab, text, value) {
-        json_int_t id = json_is_integer(value) ? json_integer_value(value) : -1;
-        if (id < 0 || id >= TOKENIZER_MAX_IDS) {
-            result = status_fail(STATUS_INVALID, "vocab.%.100s: no id below %u", text, TOKENIZER_MAX_IDS);
-            break;
+    for (size_t i = 0; i < count && result == STATUS_OK; i++) {
+        const struct vocab_entry *entry = &file->vocab[i];
+        if (taken[entry->id] != 0) {
+            result = status_fail(STATUS_INVALID, "vocab.%.100s: id %u stands for another entry, too", entry->text,
+                                 entry->id);
         }
-        if ((taken[id / 8] >> (id % 8) & 1) != 0) {
-            result = status_fail(STATUS_INVALID, "vocab.%.100s: id %d stands for another entry, too", text, (int)id);
-            break;
-        }
-        taken[id / 8] |= (uint8_t)(1 << (id % 8));
-        file->vocab[file->n_vocab++] =
-            (struct vocab_entry){.text = text, .size = (uint32_t)strlen(text), .id = (uint32_t)id};
+        taken[entry->id] = 1;
     }
     free(taken);
     return result;

@@ -126,6 +126,9 @@ enum status openai_parse_sampling(struct openai_parse *parse, uint64_t seed) {
     TRY(json_in_float(root, "frequency_penalty", -2, 2, false, &sampling->frequency_penalty));
     TRY(parse_seed(root, seed, parse->request));
     TRY(parse_logprobs(parse));
+    if (!parse->request->include_reasoning && sampling->n_logprobs >= 0) {
+        FAIL(STATUS_UNSUPPORTED, "logprobs: would show the reasoning that include_reasoning leaves out; choose one");
+    }
     return parse_logit_bias(parse);
 }
 
