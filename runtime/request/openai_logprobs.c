@@ -1,6 +1,5 @@
 /* The two shapes of log-probabilities. */
-#include <math.h>
-#include <stdio.h>
+#include <string.h>
 
 #include "runtime/base/utf8.h"
 #include "runtime/request/openai_response_internal.h"
@@ -56,16 +55,20 @@ void openai_write_chat_logprobs(struct json_writer *json, const struct openai_he
 }
 
 /* The text that names a token in the older shape. Bytes that are no UTF-8 are spelled out as OpenAI did
- * ("bytes:\xe2\x80"), so that different tokens have different names. */
+ * ("bytes:\xe2\x80"), and ids without text are named as vLLM does, so that different tokens have different names. */
 static void write_name(struct json_writer *json, const struct openai_head *head, uint32_t id) {
     size_t size = 0;
     const char *bytes = tokenizer_token_bytes(head->context->tokenizer, id, &size);
-    if (utf8_valid(bytes, size)) {
+    if (size > 0 && utf8_valid(bytes, size)) {
         json_bytes(json, bytes, size);
         return;
     }
     struct buf name = {0};
-    buf_append_text(&name, "bytes:");
+    if (size == 0) {
+        buf_printf(&name, "token_id:%u", id);
+    } else {
+        buf_append_text(&name, "bytes:");
+    }
     for (size_t i = 0; i < size; i++) {
         buf_printf(&name, "\\x%02x", (uint8_t)bytes[i]);
     }
@@ -81,17 +84,40 @@ static void write_top_entry(struct json_writer *json, const struct openai_head *
     json_float(json, shown(logprob));
 }
 
+/* Whether two ids have the same name, as an added token and one that is spelled like it. */
+static bool same_name(const struct openai_head *head, uint32_t a, uint32_t b) {
+    size_t a_size = 0;
+    size_t b_size = 0;
+    const char *a_bytes = tokenizer_token_bytes(head->context->tokenizer, a, &a_size);
+    const char *b_bytes = tokenizer_token_bytes(head->context->tokenizer, b, &b_size);
+    return a == b || (a_size > 0 && a_size == b_size && memcmp(a_bytes, b_bytes, a_size) == 0);
+}
+
+/* The chosen token is always there, and no name twice: the chosen one's number counts, then the more probable one's. */
 static void write_top(struct json_writer *json, const struct openai_head *head, const struct journal_token *token) {
     json_begin_object(json);
-    bool chosen = false;
+    write_top_entry(json, head, token->id, token->logprob);
     for (uint32_t t = 0; t < token->n_top; t++) {
-        write_top_entry(json, head, token->top_id[t], token->top_logprob[t]);
-        chosen = chosen || token->top_id[t] == token->id;
-    }
-    if (!chosen) {
-        write_top_entry(json, head, token->id, token->logprob);
+        bool known = same_name(head, token->id, token->top_id[t]);
+        for (uint32_t earlier = 0; earlier < t && !known; earlier++) {
+            known = same_name(head, token->top_id[earlier], token->top_id[t]);
+        }
+        if (!known) {
+            write_top_entry(json, head, token->top_id[t], token->top_logprob[t]);
+        }
     }
     json_end_object(json);
+}
+
+/* Characters that begin in the token: so a character in several tokens counts once. */
+static uint64_t count_characters(const struct openai_head *head, uint32_t id) {
+    size_t size = 0;
+    const char *bytes = tokenizer_token_bytes(head->context->tokenizer, id, &size);
+    uint64_t n = 0;
+    for (size_t i = 0; i < size; i++) {
+        n += (bytes[i] & 0xC0) != 0x80;
+    }
+    return n;
 }
 
 void openai_write_text_logprobs(struct json_writer *json, const struct openai_head *head,
@@ -123,9 +149,7 @@ void openai_write_text_logprobs(struct json_writer *json, const struct openai_he
     json_begin_array(json);
     for (uint32_t i = 0; i < n; i++) {
         json_uint(json, *offset);
-        size_t size = 0;
-        tokenizer_token_bytes(head->context->tokenizer, tokens[i].id, &size);
-        *offset += size;
+        *offset += count_characters(head, tokens[i].id);
     }
     json_end_array(json);
     json_end_object(json);

@@ -1,7 +1,6 @@
 /* Whole replies, errors, the model list. */
 #include "runtime/request/openai_response.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <string.h>
 

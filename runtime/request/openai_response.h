@@ -55,7 +55,7 @@ struct openai_chunks {
     struct buf fixed;   /* everything up to the delta, then everything behind an unfinished one */
     size_t prefix_size; /* bytes of `fixed` that stand in front of the delta */
     uint32_t index;
-    uint64_t text_offset; /* completions: bytes of text so far, for logprobs */
+    uint64_t text_offset; /* completions: characters so far, for logprobs */
 };
 
 void openai_chunks_init(struct openai_chunks *chunks, const struct openai_head *head, uint32_t index);

@@ -42,7 +42,7 @@ static struct frontend_init make_init(const struct rig_options *options) {
                                        .block_size = 16,
                                        .n_blocks = options->max_rows * (options->max_len / 16 + 1) + 1,
                                        .vocab_size = 512,
-                                       .max_ids = 2048};
+                                       .max_ids = options->max_len > 2048 ? options->max_len : 2048};
     init.max_body_bytes = step_body_max_bytes(&init.limits);
     init.journal_bytes = journal_bytes(frontend_journal_slots(&init.limits, init.queue_max), POOL_BYTES);
     snprintf(init.model_dir, sizeof init.model_dir, "%s", RIG_MODEL_DIR);
