@@ -148,7 +148,7 @@ static enum status take_init(struct worker *worker, const struct control_msg *me
     }
     char role[32];
     snprintf(role, sizeof role, "worker %u r%u", init->replica, init->rank);
-    log_setup(LOG_INFO, role);
+    log_set_role(role);
     worker->comm_fd = n_fds > 1 ? fds[1] : -1;
     void *page;
     enum status status = memfd_map(fds[0], sizeof *worker->page, 1, &page);

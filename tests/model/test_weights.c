@@ -65,7 +65,7 @@ static enum status load(struct loaded *loaded, const char *dir, enum dtype dtype
                                 .context = loaded};
     struct checkpoint *checkpoint = NULL;
     if (!dummy) {
-        TRY(checkpoint_open(dir, &checkpoint));
+        EXPECT_OK(checkpoint_open(dir, &checkpoint));
     }
     enum status status = weights_load(&args, checkpoint);
     checkpoint_close(checkpoint);
@@ -77,6 +77,14 @@ static void unload(struct loaded *loaded) {
     weights_free(&loaded->weights);
     loaded->kernels->free(loaded->device, loaded->arena);
     loaded->kernels->close(loaded->device);
+}
+
+/* For loads that fail. */
+static enum status try_load(const char *dir, enum dtype dtype, uint32_t rank, uint32_t world) {
+    struct loaded loaded;
+    enum status status = load(&loaded, dir, dtype, rank, world, false);
+    unload(&loaded);
+    return status;
 }
 
 static float element(const void *data, size_t i, enum dtype dtype) {
@@ -194,42 +202,39 @@ TEST_TIMEOUT(slices_arrive_in_every_format, 60) {
 TEST(wrong_checkpoints_are_named) {
     const char *dir = make_model_dir(QWEN);
     static const char name[] = "model.layers.1.mlp.up_proj.weight";
-    struct loaded loaded;
     struct checkpoint_edit missing = {.leave_out = name};
     write_checkpoint(dir, DTYPE_BF16, &missing);
-    EXPECT_FAILS(load(&loaded, dir, DTYPE_BF16, 0, 1, false), STATUS_INVALID,
+    EXPECT_FAILS(try_load(dir, DTYPE_BF16, 0, 1), STATUS_INVALID,
                  "tensor model.layers.1.mlp.up_proj.weight is missing");
     struct checkpoint_edit shape = {.reshape = name};
     write_checkpoint(dir, DTYPE_BF16, &shape);
-    EXPECT_FAILS(load(&loaded, dir, DTYPE_BF16, 0, 1, false), STATUS_INVALID,
-                 "shape [37, 48], config.json asks for [36, 48]");
+    EXPECT_FAILS(try_load(dir, DTYPE_BF16, 0, 1), STATUS_INVALID, "shape [37, 48], config.json asks for [36, 48]");
     struct checkpoint_edit kind = {.other_kind = name};
     write_checkpoint(dir, DTYPE_F32, &kind);
-    EXPECT_FAILS(load(&loaded, dir, DTYPE_BF16, 0, 1, false), STATUS_UNSUPPORTED, "dtype I32 is not served");
+    EXPECT_FAILS(try_load(dir, DTYPE_BF16, 0, 1), STATUS_UNSUPPORTED, "dtype I32 is not served");
     struct checkpoint_edit extra = {.add = "model.layers.0.self_attn.q_norm.weight"};
     write_checkpoint(dir, DTYPE_BF16, &extra);
-    EXPECT_FAILS(load(&loaded, dir, DTYPE_BF16, 0, 1, false), STATUS_INVALID, "q_norm.weight does not belong");
+    EXPECT_FAILS(try_load(dir, DTYPE_BF16, 0, 1), STATUS_INVALID, "q_norm.weight does not belong");
     struct checkpoint_edit untied = {.leave_out = "lm_head.weight"};
     write_checkpoint(dir, DTYPE_BF16, &untied);
-    EXPECT_FAILS(load(&loaded, dir, DTYPE_BF16, 0, 1, false), STATUS_INVALID, "lm_head.weight is missing");
+    EXPECT_FAILS(try_load(dir, DTYPE_BF16, 0, 1), STATUS_INVALID, "lm_head.weight is missing");
     struct checkpoint_edit table = {.add = "model.layers.0.self_attn.rotary_emb.inv_freq"};
     write_checkpoint(dir, DTYPE_BF16, &table);
-    EXPECT_OK(load(&loaded, dir, DTYPE_BF16, 0, 1, false));
+    EXPECT_OK(try_load(dir, DTYPE_BF16, 0, 1));
     dir = make_model_dir(WIDE);
     struct checkpoint_edit tied = {.add = "lm_head.weight"};
     write_checkpoint(dir, DTYPE_F32, &tied);
-    EXPECT_OK(load(&loaded, dir, DTYPE_F32, 0, 1, false));
+    EXPECT_OK(try_load(dir, DTYPE_F32, 0, 1));
 }
 
 TEST(values_beyond_float16_are_refused) {
     const char *dir = make_model_dir(QWEN);
-    struct loaded loaded;
     struct checkpoint_edit overflow = {.overflow = "model.layers.0.mlp.down_proj.weight"};
     write_checkpoint(dir, DTYPE_BF16, &overflow);
-    EXPECT_FAILS(load(&loaded, dir, DTYPE_F16, 0, 1, false), STATUS_LIMIT,
+    EXPECT_FAILS(try_load(dir, DTYPE_F16, 0, 1), STATUS_LIMIT,
                  "tensor model.layers.0.mlp.down_proj.weight holds 999424, float16 ends at 65504");
-    EXPECT_OK(load(&loaded, dir, DTYPE_F16, 0, 2, false)); /* not this rank's columns */
-    EXPECT_OK(load(&loaded, dir, DTYPE_F32, 0, 1, false));
+    EXPECT_OK(try_load(dir, DTYPE_F16, 0, 2)); /* not this rank's columns */
+    EXPECT_OK(try_load(dir, DTYPE_F32, 0, 1));
 }
 
 TEST(made_up_weights_are_the_same_in_every_world) {
@@ -251,6 +256,7 @@ TEST(made_up_weights_are_the_same_in_every_world) {
         EXPECT(memcmp(part.weights.final_norm, whole.weights.final_norm, 48 * 4) == 0);
         unload(&part);
     }
+    unload(&whole);
 }
 
 /* tests/data/rope_reference.txt holds what transformers computes in float32; tests/tools/make_rope_reference.py. */

@@ -147,6 +147,7 @@ void group_unlink(struct group *group) {
         group->links[r] = -1;
     }
     step_ring_close(group->ring);
+    group->ring = NULL;
     close(group->ring_fd);
 }
 
@@ -208,6 +209,13 @@ void group_stop(struct group *group) {
     for (uint32_t r = 0; r < group->world; r++) {
         EXPECT_EQ(group_reap(group, r), 0);
     }
+    group_free(group);
+}
+
+void group_free(struct group *group) {
+    step_builder_destroy(group->builder);
+    step_ring_close(group->ring);
+    munmap(group->page, sizeof *group->page);
 }
 
 void group_begin(struct group *group, uint32_t slot, const uint32_t *ids, uint32_t n_ids, uint64_t seed) {

@@ -50,8 +50,11 @@ const char *group_take_error(struct group *group, uint32_t rank);
 /* Waits for the end of a rank and returns its exit status, or -signal. */
 int group_reap(struct group *group, uint32_t rank);
 
-/* STOP to all; every one must exit with 0. */
+/* STOP to all; every one must exit with 0. Ends with group_free. */
 void group_stop(struct group *group);
+
+/* Releases what the test holds; the workers have ended. */
+void group_free(struct group *group);
 
 /* A request in `slot`, with blocks for the slot's whole length. */
 void group_begin(struct group *group, uint32_t slot, const uint32_t *ids, uint32_t n_ids, uint64_t seed);

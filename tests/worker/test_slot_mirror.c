@@ -25,6 +25,12 @@ static struct fixture make(void) {
                             .body = xaligned(64, step_body_max_bytes(&limits))};
 }
 
+static void drop(struct fixture *f) {
+    slot_mirror_destroy(f->mirror);
+    step_builder_destroy(f->builder);
+    free(f->body);
+}
+
 static struct step_sampling sampling(float temperature) {
     return (struct step_sampling){
         .prompt_len = 1, .temperature = temperature, .top_p = 1.0f, .repetition_penalty = 1.0f, .n_logprobs = -1};
@@ -70,6 +76,7 @@ TEST(steps_that_follow_are_taken) {
     row(&f, 0, 0, 5, 1);
     EXPECT_OK(apply(&f));
     EXPECT_EQ(slot_mirror_max_kv_len(f.mirror), 5);
+    drop(&f);
 }
 
 TEST(steps_that_do_not_follow_are_refused) {
@@ -102,6 +109,7 @@ TEST(steps_that_do_not_follow_are_refused) {
     slot_mirror_reset(f.mirror);
     row(&f, 0, 0, 1, 0);
     EXPECT_FAILS(apply(&f), STATUS_INTERNAL, "never given out"); /* forgotten by the reset */
+    drop(&f);
 }
 
 TEST(greedy_means_nothing_but_the_largest_logit) {
@@ -131,4 +139,5 @@ TEST(greedy_means_nothing_but_the_largest_logit) {
         EXPECT_OK(apply(&f));
         EXPECT(!slot_mirror_greedy(f.mirror));
     }
+    drop(&f);
 }

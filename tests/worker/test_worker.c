@@ -196,9 +196,11 @@ TEST(a_worker_ends_with_its_control_socket) {
     group_ready(&group);
     close(group.control[0]);
     EXPECT_EQ(group_reap(&group, 0), 0);
+    group_free(&group);
     group_start(&group, &init, 1); /* and before it has joined its group */
     close(group.control[0]);
     EXPECT_EQ(group_reap(&group, 0), 0);
+    group_free(&group);
 }
 
 TEST(a_worker_dies_with_its_parent) {
@@ -251,6 +253,7 @@ static void expect_refusal(struct group *group, const char *part) {
     EXPECT(strstr(message.text, part) != NULL);
     EXPECT(strstr(group_take_error(group, 0), part) != NULL);
     EXPECT_EQ(group_reap(group, 0), 1);
+    group_free(group);
 }
 
 TEST(a_broken_step_is_refused_by_name) {
@@ -281,10 +284,12 @@ TEST(a_model_that_is_not_there_is_named) {
     EXPECT_OK(control_send(group.control[0], &message, NULL, 0));
     EXPECT(strstr(group_take_error(&group, 0), "/nonexistent/model") != NULL);
     EXPECT_EQ(group_reap(&group, 0), 1);
+    group_free(&group);
     strcpy(init.backend, "tpu");
     group_start(&group, &init, 1);
     EXPECT(strstr(group_take_error(&group, 0), "backend tpu") != NULL);
     EXPECT_EQ(group_reap(&group, 0), 1);
+    group_free(&group);
 }
 
 TEST(a_plan_that_differs_is_refused) {
@@ -297,4 +302,5 @@ TEST(a_plan_that_differs_is_refused) {
     EXPECT_OK(control_send(group.control[0], &message, NULL, 0));
     EXPECT(strstr(group_take_error(&group, 0), "the plan says") != NULL);
     EXPECT_EQ(group_reap(&group, 0), 1);
+    group_free(&group);
 }
