@@ -12,6 +12,10 @@ static const char *const level_names[] = {"debug", "info", "warn", "error"};
 
 void log_setup(enum log_level level, const char *new_role) {
     least_level = level;
+    log_set_role(new_role);
+}
+
+void log_set_role(const char *new_role) {
     snprintf(role, sizeof role, "%s", new_role);
 }
 

@@ -13,6 +13,9 @@ enum log_level { LOG_DEBUG, LOG_INFO, LOG_WARN, LOG_ERROR };
  * "worker r1". `role` is copied, at most 31 bytes. Call before threads start. */
 void log_setup(enum log_level level, const char *role);
 
+/* Replaces the role alone. */
+void log_set_role(const char *role);
+
 /* Parses "debug", "info", "warn" or "error". Returns 0, or -1 for anything else. */
 int log_level_parse(const char *name, enum log_level *level);
 
