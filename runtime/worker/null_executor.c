@@ -1,6 +1,7 @@
 /* Answers every step at once with made-up ids, for benchmarks of the host's path and for tests of the engine. An id is
  * a function of the request's seed and choice and of its position, so a replayed request gets the same ones whatever
  * slot it has. */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -51,7 +52,7 @@ static enum status null_open(const struct executor_config *config, struct execut
 
 static void null_describe(const struct executor *executor, struct worker_ready *ready) {
     (void)executor;
-    strcpy(ready->device_name, "null");
+    snprintf(ready->device_name, sizeof ready->device_name, "null");
 }
 
 static void make_up(const struct executor *executor, const struct step_row *row, struct step_result *result) {
