@@ -266,7 +266,11 @@ def main():
         config = convert(read_source(args.source), work, args.dtype)
         os.chmod(work, 0o755)
         os.rename(work, out)
-    except (OSError, ValueError, KeyError, struct.error) as error:
+    except struct.error:
+        sys.exit(f"{args.source}: the file is cut short")
+    except KeyError as error:
+        sys.exit(f"{args.source}: the file lacks {error}")
+    except (OSError, ValueError) as error:
         sys.exit(f"{args.source}: {error}")
     finally:
         shutil.rmtree(work, ignore_errors=True)

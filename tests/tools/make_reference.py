@@ -104,8 +104,9 @@ def all_logits(model, ids, first):
 def difference(ours, theirs):
     log_p, log_q = torch.log_softmax(ours.double(), -1), torch.log_softmax(theirs.double(), -1)
     kl = (log_p.exp() * (log_p - log_q)).sum(-1)
+    same = (ours.argmax(-1) == theirs.argmax(-1)).double().mean()
     return {"max_abs": float(f"{(ours - theirs).abs().max():.4g}"), "kl_mean": float(f"{kl.mean():.4g}"),
-            "kl_max": float(f"{kl.max():.4g}"), "same_best": float(f"{(ours.argmax(-1) == theirs.argmax(-1)).double().mean():.4f}")}
+            "kl_max": float(f"{kl.max():.4g}"), "same_best": float(f"{same:.4f}")}
 
 
 def kept(row, at):

@@ -24,7 +24,8 @@ import sys
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import tokenizers  # noqa: E402
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers  # noqa: E402
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers  # noqa: E402
+from tokenizers import pre_tokenizers, trainers  # noqa: E402
 from transformers.utils.chat_template_utils import render_jinja_template  # noqa: E402
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
@@ -92,9 +93,10 @@ def make_tokenizers():
 
 def texts(rng, added, count):
     maker = Maker(rng, added, CORPUS)
-    fixed = ["", " ", "Hello world", "don't DON'T don'\u017f I'LL 'tis", "12 1234 1234567 \u0663\u0664\u0665 \u00bd\u2167",
-             "a  b   c\n\n  d\t\te \r\n f ", "e\u0301 \u0065\u0323\u0307 \u1100\u1161\u11a8 \u212b \u0958", "\u11de0\U00011de1\U00016ff4",
-             "a xyzzy, plugh xyzzyx", "\x00\x01\x7f\x85\xa0\u2028\ufeff\ufffd\U0010ffff", "x" * 100, "ab" * 300, " " * 70 + "x", "\u0e01\u0e49\u0e33" * 20,
+    fixed = ["", " ", "Hello world", "don't DON'T don'\u017f I'LL 'tis", "a  b   c\n\n  d\t\te \r\n f ",
+             "12 1234 1234567 \u0663\u0664\u0665 \u00bd\u2167", "\u11de0\U00011de1\U00016ff4", "a xyzzy, plugh xyzzyx",
+             "e\u0301 \u0065\u0323\u0307 \u1100\u1161\u11a8 \u212b \u0958", "\u0e01\u0e49\u0e33" * 20,
+             "\x00\x01\x7f\x85\xa0\u2028\ufeff\ufffd\U0010ffff", "x" * 100, "ab" * 300, " " * 70 + "x",
              "".join(BITS), "".join(SPACES), " ".join(WORDS), "  <L>  <R>  <N>  \n\n\n", "cafe\u0301 caf\u00e9 \u00e9t"]
     return fixed + ["".join(rng.sample(added, min(4, len(added)))) + " x"] + [maker.make()[:160] for _ in range(count)]
 
@@ -185,12 +187,14 @@ def make_chats(folder):
     revision_b = json.loads((ROOT / "configs/models/tandem-r1-tiny/tokenizer_config.json").read_text())["chat_template"]
     revision_a = revision_b.replace("{{'<｜Assistant｜><think>\\n'}}", "{{'<｜Assistant｜>'}}")
     assert revision_a != revision_b
-    llama3 = ("{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' "
-              "+ message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 "
-              "== 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}{% if "
+    llama3 = ("{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = "
+              "'<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + "
+              "'<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}"
+              "{% endfor %}{% if "
               "add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}")
-    chatml = ("{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n"
-              "You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}"
+    chatml = ("{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+              "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"
+              "<|im_end|>\n' }}{% endif %}"
               "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
               "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
     templates = [("DeepSeek-R1 A", revision_a, True, "<｜begin▁of▁sentence｜>"),
@@ -221,8 +225,8 @@ def make_chats(folder):
             if name.startswith("Llama 3.") and any("tool_calls" in message for message in messages):
                 continue  # not served
             try:
-                (shown["text"],), _ = render_jinja_template([copy.deepcopy(messages)], chat_template=jinja, bos_token=bos,
-                                                            **options)
+                (shown["text"],), _ = render_jinja_template([copy.deepcopy(messages)], chat_template=jinja,
+                                                            bos_token=bos, **options)
             except Exception as error:  # the template's own errors are of many classes
                 shown["error"] = type(error).__name__
             lines.append(json.dumps(shown, ensure_ascii=False) + "\n")
