@@ -15,8 +15,8 @@
 #define WEIGHT_BYTES ((size_t)512 << 20)
 #define MAX_ROWS 512u
 #define MAX_COLUMNS 49152u
-#define REPETITIONS 9
-#define REPETITION_NS 60000000ull
+#define REPETITIONS 15
+#define REPETITION_NS 25000000ull
 
 struct bench {
     const struct kernel_ops *ops;

@@ -64,7 +64,11 @@ static inline size_t kv_block_elements(const struct kv_layout *layout) {
     return (size_t)2 * layout->n_heads * layout->block_size * layout->head_dim;
 }
 
-/* Device memory that outlives steps: what is known of each slot. */
+/* Device memory that outlives steps: what is known of each slot.
+ *
+ * A padding row is a row of the padding slot with q_len 1. commit leaves that slot alone, so its len stays 0 and every
+ * padding row is the token ids[L - 1][0] at position 0, whose key and value go to block 0, which no sequence is given.
+ * The padding rows of a step lie side by side. */
 struct slot_state {
     uint32_t n_slots;               /* L; the last one is the padding slot of graphs: its block table is all block 0 */
     uint32_t max_len;               /* positions per slot */
@@ -228,7 +232,8 @@ struct op_argmax {
     struct token_choice *out; /* [S] */
 };
 
-/* Merges the choices of all ranks: results[s] = the best of choices[0..world)[s]. */
+/* Merges the choices of all ranks: results[s] = the best of choices[0..world)[s], STEP_RESULT_NONFINITE when one of
+ * them is NaN or none is above -inf. */
 struct op_argmax_merge {
     const struct token_choice *choices; /* [world][S] */
     uint32_t world;
@@ -239,7 +244,12 @@ struct op_argmax_merge {
 /* Exact sampling of whole logit rows: bias and penalties, temperature, then top_k, top_p and min_p each on the
  * renormalised distribution of the one before, by threshold search without a candidate cut-off; ties at a threshold
  * are all kept for top_p and min_p, and broken by the lower id for top_k. The draw is inverse-CDF in ascending id
- * order with rng_token_uniform(seed, choice, slot length in ids). */
+ * order with rng_token_uniform(seed, choice, slot length in ids).
+ *
+ * In fp32, in this order: bias is added; ids of prompt and output get the repetition penalty; ids of the output lose
+ * the frequency penalty once for each occurrence, one after the other, then the presence penalty. Temperature 0 takes
+ * the largest, the lowest id among equals. A row that holds NaN or +inf, before or after that, or nothing above -inf,
+ * gives STEP_RESULT_NONFINITE, id 0 and no log-probabilities. Ids of probability 0 are not listed among the top. */
 struct op_sample {
     float *logits; /* [n_rows][n_columns], overwritten */
     uint32_t n_rows;
@@ -252,7 +262,7 @@ struct op_sample {
 };
 
 /* Ends a step: every row's slot has q_len more positions in the cache, and a sampled row's new id is appended to the
- * slot's ids, unless that would be past max_len. */
+ * slot's ids while its position is below max_len. Rows of the padding slot change nothing. */
 struct op_commit {
     struct slot_state slots;
     const struct step_row *rows; /* [R] */

@@ -252,7 +252,3 @@ void chat_cancel(struct chat *chat) {
         shutdown(fd, SHUT_RDWR);
     }
 }
-
-bool chat_was_cancelled(const struct chat *chat) {
-    return chat->cancelled != 0;
-}

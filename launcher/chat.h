@@ -40,6 +40,5 @@ enum status chat_ask(struct chat *chat, const char *question, size_t size, const
 
 /* Ends a chat_ask that runs, or the next one; safe in a signal handler. */
 void chat_cancel(struct chat *chat);
-bool chat_was_cancelled(const struct chat *chat);
 
 #endif

@@ -3,25 +3,36 @@
 
 #include "launcher/commands.h"
 #include "launcher/model_args.h"
+#include "launcher/serve_plan.h"
 
 static const struct arg_spec specs[] = {MODEL_ARG_ROWS, {NULL, NULL, NULL}};
 
 static void print_help(void) {
-    args_print_help(
-        "tandem config (check | show) (CONFIG | --model DIR) [--set KEY=VALUE ...]", specs,
-        "check says whether 'tandem serve' would take the configuration; show prints it whole, defaults and\n"
-        "absolute paths filled in, as YAML that loads to the same again.\n"
-        "\n"
-        "examples:\n"
-        "  tandem config check configs/cpu-x2.yaml\n"
-        "  tandem config show configs/cpu-x2.yaml --set engine.max_num_seqs=128\n"
-        "\n"
-        "keys of the file (those with a dot stand in a section, as in 'engine:' and below it, indented,\n"
-        "'queue: 100'):\n");
+    args_print_help("tandem config (check | show) (CONFIG | --model DIR) [--set KEY=VALUE ...]", specs,
+                    "check says whether 'tandem serve' would take the configuration on this host; show prints it "
+                    "whole, defaults and\n"
+                    "absolute paths filled in, as YAML that loads to the same again.\n"
+                    "\n"
+                    "examples:\n"
+                    "  tandem config check configs/cpu-x2.yaml\n"
+                    "  tandem config show configs/cpu-x2.yaml --set engine.max_num_seqs=128\n"
+                    "\n"
+                    "keys of the file (those with a dot stand in a section, as in 'engine:' and below it, indented,\n"
+                    "'queue: 100'):\n");
     struct buf keys = {0};
     config_print_help(&keys);
     fwrite(keys.data, 1, keys.size, stdout);
     buf_free(&keys);
+}
+
+/* What 'tandem serve' does before it starts anything. */
+static int check(const struct config *config, const char *name) {
+    struct serve_plan plan;
+    if (serve_plan_make(config, &plan) != STATUS_OK) {
+        return args_fail("config");
+    }
+    printf("%s: ok\n", name);
+    return EXIT_OK;
 }
 
 static int run(const struct model_args *model_args, const char *action) {
@@ -39,7 +50,7 @@ static int run(const struct model_args *model_args, const char *action) {
         }
         buf_free(&text);
     } else {
-        printf("%s: ok\n", model_args->file != NULL ? model_args->file : config.model);
+        code = check(&config, model_args->file != NULL ? model_args->file : config.model);
     }
     config_free(&config);
     return code;

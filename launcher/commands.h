@@ -4,6 +4,7 @@
 #define TANDEM_LAUNCHER_COMMANDS_H
 
 int cmd_serve(int argc, char **argv);
+int cmd_generate(int argc, char **argv);
 int cmd_chat(int argc, char **argv);
 int cmd_tokenize(int argc, char **argv);
 int cmd_config(int argc, char **argv);

@@ -65,7 +65,8 @@ static enum status start_rank(struct group *group, uint32_t rank) {
     snprintf(rank_text, sizeof rank_text, "%u", rank);
     snprintf(fd_text, sizeof fd_text, "%d", SPAWN_CHILD_FD);
     const char *const arguments[] = {"tandem",  "worker", "--replica", replica_text, "--rank",
-                                     rank_text, "--fd",   fd_text,     NULL};
+                                     rank_text, "--fd",   fd_text,     "--log",      group->config.plan->log_level,
+                                     NULL};
     TRY(spawn_child(arguments, &group->ranks[rank].child));
     return send_init(group, rank);
 }

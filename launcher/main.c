@@ -27,6 +27,7 @@ static const struct {
 } commands[] = {
     {"serve", cmd_serve, "serve a model over HTTP (OpenAI's API)"},
     {"chat", cmd_chat, "talk to a server in the terminal"},
+    {"generate", cmd_generate, "answer prompts without a server: JSON lines in, JSON lines out"},
     {"tokenize", cmd_tokenize, "texts to token ids and back: JSON lines in, JSON lines out"},
     {"config", cmd_config, "check or show a configuration"},
     {"version", cmd_version, "print the version"},

@@ -6,7 +6,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
+
+#include "runtime/base/buf.h"
 
 static bool read_line(const char *directory, const char *name, char *line, int size) {
     char path[PATH_MAX];
@@ -90,7 +93,61 @@ double placement_read_quota(const char *proc_cgroup, const char *root) {
     return least;
 }
 
-void placement_read_host(struct placement_host *host) {
+static bool is_ours(const struct placement_host *host, long cpu) {
+    for (uint32_t i = 0; i < host->n_cpus; i++) {
+        if (host->cpus[i] == cpu) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Lines "cpu3 user nice system idle iowait irq softirq steal guest guest_nice"; guests are in user already. proc(5) */
+void placement_sum_ticks(const struct placement_host *host, const char *stat, uint64_t *idle, uint64_t *all) {
+    *idle = *all = 0;
+    for (const char *line = stat; line != NULL; line = strchr(line, '\n') != NULL ? strchr(line, '\n') + 1 : NULL) {
+        long cpu;
+        unsigned long long ticks[8] = {0};
+        if (sscanf(line, "cpu%ld %llu %llu %llu %llu %llu %llu %llu %llu", &cpu, &ticks[0], &ticks[1], &ticks[2],
+                   &ticks[3], &ticks[4], &ticks[5], &ticks[6], &ticks[7]) < 5 ||
+            !is_ours(host, cpu)) {
+            continue;
+        }
+        *idle += ticks[3] + ticks[4];
+        for (int i = 0; i < 8; i++) {
+            *all += ticks[i];
+        }
+    }
+}
+
+static bool read_ticks(const struct placement_host *host, uint64_t *idle, uint64_t *all) {
+    struct buf stat = {0};
+    bool got = buf_read_file(&stat, "/proc/stat", 4u << 20) == STATUS_OK;
+    if (got) {
+        placement_sum_ticks(host, buf_cstr(&stat), idle, all);
+    }
+    buf_free(&stat);
+    return got;
+}
+
+static double measure_busy(const struct placement_host *host, unsigned measure_ms) {
+    uint64_t idle_before;
+    uint64_t all_before;
+    uint64_t idle;
+    uint64_t all;
+    if (!read_ticks(host, &idle_before, &all_before)) {
+        return 0;
+    }
+    struct timespec pause = {.tv_nsec = (long)measure_ms * 1000000};
+    nanosleep(&pause, NULL);
+    if (!read_ticks(host, &idle, &all) || all <= all_before) {
+        return 0;
+    }
+    double share = (double)(idle - idle_before) / (double)(all - all_before);
+    return share < 1 ? (1 - share) * host->n_cpus : 0;
+}
+
+void placement_read_host(struct placement_host *host, unsigned measure_ms) {
     memset(host, 0, sizeof *host);
     cpu_set_t mask;
     if (sched_getaffinity(0, sizeof mask, &mask) == 0) {
@@ -105,6 +162,7 @@ void placement_read_host(struct placement_host *host) {
             host->cpus[host->n_cpus++] = cpu;
         }
     }
+    host->busy = measure_busy(host, measure_ms);
     host->quota = placement_read_quota("/proc/self/cgroup", "/sys/fs/cgroup");
 }
 
@@ -117,7 +175,7 @@ void placement_choose(const struct placement_host *host, uint32_t n_ranks, struc
     uint32_t threads = cores / n_ranks;
     threads = threads < 1 ? 1 : threads;
     threads = threads > PLACEMENT_MAX_THREADS ? PLACEMENT_MAX_THREADS : threads;
-    bool fits = threads * n_ranks <= cores;
+    bool fits = threads * n_ranks <= cores && threads * n_ranks <= (double)host->n_cpus - host->busy + 0.5;
     bool consecutive = host->n_cpus > 0;
     for (uint32_t i = 1; i < host->n_cpus; i++) {
         consecutive = consecutive && host->cpus[i] == host->cpus[0] + (int32_t)i;

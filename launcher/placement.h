@@ -12,12 +12,14 @@
 struct placement_host {
     uint32_t n_cpus;                  /* of the affinity mask */
     int32_t cpus[PLACEMENT_MAX_CPUS]; /* their numbers, ascending */
+    double busy;                      /* cores' worth of them that other programs keep busy */
     double quota;                     /* cores' worth of time a cgroup allows; 0: no limit */
 };
 
-/* The affinity mask of the calling process, and the least cpu.max (cgroup v2) or cpu.cfs_quota_us (v1) of its cgroup
- * and those above it. What cannot be read counts as no limit. */
-void placement_read_host(struct placement_host *host);
+/* The affinity mask of the calling process, how busy others keep its cores during the next `measure_ms` (the call takes
+ * that long), and the least cpu.max (cgroup v2) or cpu.cfs_quota_us (v1) of its cgroup and those above it. What cannot
+ * be read counts as no load and no limit. */
+void placement_read_host(struct placement_host *host, unsigned measure_ms);
 
 /* As the cgroup part of placement_read_host, below other roots than /proc/self/cgroup and /sys/fs/cgroup. */
 double placement_read_quota(const char *proc_cgroup, const char *root);
@@ -29,8 +31,13 @@ struct placement {
     int32_t lowest_cpu;
 };
 
-/* Threads per rank: the cores divided by the ranks, at least one. Threads are pinned and spin only while all of them
- * have a core of their own; pinned only on cores whose numbers follow each other and that no quota takes away. */
+/* Sums the idle and all ticks of the host's cores in a text like /proc/stat. */
+void placement_sum_ticks(const struct placement_host *host, const char *stat, uint64_t *idle, uint64_t *all);
+
+/* Threads per rank: the cores divided by the ranks, at least one. Threads are pinned and spin only where all of them
+ * find a core that is free: one that spins on a core which others want waits for its turn when its partners have come,
+ * which costs a scheduler's time slice where a futex costs microseconds. Pinned only on cores whose numbers follow each
+ * other. A quota would be burnt by spinning. */
 void placement_choose(const struct placement_host *host, uint32_t n_ranks, struct placement *placement);
 
 /* First core of the i-th rank of all, -1 when not pinned. */

@@ -19,36 +19,23 @@
 /* An automatic context is halved until its KV fits, but not below this: less is refused rather than surprising. */
 #define AUTO_LEN_MIN 4096
 
+#define MEASURE_MS 60 /* how long the host is looked at to see what others do */
+
 /* Speeds that any host reaches; they bound what a step may take before it counts as a stall. */
 #define SLOW_OPERATIONS_PER_S 5e9 /* multiply-adds of one thread */
 #define SLOW_BYTES_PER_S 2e9
 
-uint64_t serve_plan_free_bytes(void) {
-    uint64_t free_bytes = UINT64_MAX;
-    char line[256];
-    FILE *file = fopen("/proc/meminfo", "re");
-    while (file != NULL && fgets(line, sizeof line, file) != NULL) {
-        unsigned long long kib;
-        if (sscanf(line, "MemAvailable: %llu kB", &kib) == 1) {
-            free_bytes = (uint64_t)kib * 1024;
-        }
-    }
-    if (file != NULL) {
-        fclose(file);
-    }
-    static const char *const limits[] = {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"};
-    for (size_t i = 0; i < 2; i++) {
-        file = fopen(limits[i], "re");
-        unsigned long long limit;
-        if (file != NULL && fgets(line, sizeof line, file) != NULL && sscanf(line, "%llu", &limit) == 1 &&
-            limit < free_bytes) {
-            free_bytes = limit;
-        }
-        if (file != NULL) {
-            fclose(file);
-        }
-    }
-    return free_bytes;
+/* What the ranks will find when they allocate, by the same count. */
+static enum status find_free_bytes(const struct kernel_ops *kernels, uint64_t *free_bytes) {
+    struct kernel_device_config device_config = {.threads = 1, .first_cpu = -1};
+    struct kernel_device *device;
+    TRY(kernels->open(&device_config, &device));
+    size_t available = 0;
+    size_t total = 0;
+    enum status status = kernels->memory_info(device, &available, &total);
+    kernels->close(device);
+    *free_bytes = available;
+    return status;
 }
 
 static enum status choose_dtype(const struct config *config, const struct model_config *model, enum dtype *dtype) {
@@ -89,8 +76,10 @@ static enum status plan_for(const struct config *config, struct serve_plan *plan
     struct worker_init *init = &plan->init;
     set_limits(config, &plan->model, max_len, init);
     struct plan_input input;
-    worker_plan_input(init, &plan->model, kernels_find("cpu"), NULL, &input);
-    input.free_bytes = serve_plan_free_bytes() / config->replicas;
+    const struct kernel_ops *kernels = kernels_find("cpu"); /* the null backend plans as if it computed */
+    worker_plan_input(init, &plan->model, kernels, NULL, &input);
+    TRY(find_free_bytes(kernels, &input.free_bytes));
+    input.free_bytes /= config->replicas;
     input.shared_memory = true;
     return plan_make(&input, &plan->plan);
 }
@@ -144,7 +133,7 @@ enum status serve_plan_make(const struct config *config, struct serve_plan *plan
     enum dtype dtype = DTYPE_F32;
     TRY(choose_dtype(config, &plan->model, &dtype));
     struct placement_host host;
-    placement_read_host(&host);
+    placement_read_host(&host, MEASURE_MS);
     placement_choose(&host, config->tp * config->replicas, &plan->placement);
     struct worker_init *init = &plan->init;
     snprintf(init->backend, sizeof init->backend, "%s", config->backend);
@@ -160,6 +149,7 @@ enum status serve_plan_make(const struct config *config, struct serve_plan *plan
     TRY(make_plan(config, plan));
     init->limits.n_blocks = plan->plan.n_blocks;
     init->comm_max_bytes = plan->plan.comm_max_bytes;
+    plan->log_level = config->log.level;
     plan->n_replicas = config->replicas;
     plan->queue_max = config->engine.queue;
     plan->journal_slots = frontend_journal_slots(&init->limits, plan->queue_max);

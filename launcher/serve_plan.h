@@ -17,14 +17,12 @@ struct serve_plan {
     uint32_t queue_max;
     uint32_t journal_slots;
     size_t journal_bytes; /* of each replica's journal */
-    uint64_t step_ns;     /* a step at full batch takes no longer than about this */
+    const char *log_level;
+    uint64_t step_ns; /* a step at full batch takes no longer than about this */
 };
 
 /* Reads the model's configuration and tokenizer and makes the plan. Fails, naming the key, for what cannot be:
  * a context longer than the model's, a dtype, more ranks than the model splits into, memory that does not suffice. */
 enum status serve_plan_make(const struct config *config, struct serve_plan *plan);
-
-/* Memory that is free on this host, by /proc/meminfo and the cgroup's limit. */
-uint64_t serve_plan_free_bytes(void);
 
 #endif

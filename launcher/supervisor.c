@@ -62,17 +62,25 @@ void supervisor_stop(struct supervisor *supervisor, int exit_code, uint64_t now_
     supervisor->phase = SUPERVISOR_STOPPING;
     supervisor->deadline_ns = now_ns + STOP_NS;
     front_tell(supervisor, CONTROL_STOP, 0);
-    for (uint32_t i = 0; i < supervisor->plan->n_replicas; i++) {
+    /* The workers go when the front-end has gone: it would take their end for a failure. */
+    if (supervisor->front.child.pid == 0) {
+        supervisor_stop_groups(supervisor);
+    }
+}
+
+void supervisor_stop_groups(struct supervisor *supervisor) {
+    for (uint32_t i = 0; i < supervisor->plan->n_replicas && !supervisor->groups_stopped; i++) {
         group_stop(supervisor->groups[i]);
     }
+    supervisor->groups_stopped = true;
 }
 
 static void kill_all(struct supervisor *supervisor) {
     supervisor->phase = SUPERVISOR_KILLING;
     supervisor->deadline_ns = UINT64_MAX;
     spawn_kill(&supervisor->front.child);
+    supervisor_stop_groups(supervisor);
     for (uint32_t i = 0; i < supervisor->plan->n_replicas; i++) {
-        group_stop(supervisor->groups[i]);
         group_kill(supervisor->groups[i]);
     }
 }
@@ -148,6 +156,7 @@ static void raise_descriptor_limit(void) {
 static enum status start(struct supervisor *supervisor) {
     const struct config *config = supervisor->config;
     const struct serve_plan *plan = supervisor->plan;
+    TRY(spawn_seal());
     raise_descriptor_limit();
     TRY(spawn_signals(&supervisor->signal_fd));
     TRY(listener_bind(config->http.host, config->http.port, &supervisor->listener, supervisor->address));
@@ -248,6 +257,10 @@ static enum status loop_once(struct supervisor *supervisor) {
     front_tick(supervisor, now_ns);
     front_link_groups(supervisor, now_ns);
     show_start(supervisor, now_ns);
+    if (supervisor->audit_ns != 0 && now_ns >= supervisor->audit_ns) {
+        supervisor->audit_ns = 0;
+        supervisor_audit(supervisor);
+    }
     check_phase(supervisor, now_ns);
     return STATUS_OK;
 }

@@ -14,6 +14,8 @@
 
 /* A front-end that served for so long is no crash loop. */
 #define FRONT_STOOD_NS (60 * NS_PER_S)
+/* Links that were handed over have arrived by then. */
+#define AUDIT_NS (NS_PER_S)
 
 static void fill_init(const struct supervisor *supervisor, struct frontend_init *init) {
     const struct config *config = supervisor->config;
@@ -49,7 +51,7 @@ enum status front_start(struct supervisor *supervisor) {
     struct front *front = &supervisor->front;
     char fd_text[16];
     snprintf(fd_text, sizeof fd_text, "%d", SPAWN_CHILD_FD);
-    const char *const arguments[] = {"tandem", "frontend", "--fd", fd_text, NULL};
+    const char *const arguments[] = {"tandem", "frontend", "--fd", fd_text, "--log", supervisor->plan->log_level, NULL};
     front->ready = false;
     front->until_ns = 0;
     front->error[0] = 0;
@@ -112,6 +114,7 @@ static void link_group(struct supervisor *supervisor, uint32_t replica, uint64_t
         close(fds[i]);
     }
     supervisor->linked[replica] = true;
+    supervisor->audit_ns = now_ns + AUDIT_NS;
 }
 
 void front_link_groups(struct supervisor *supervisor, uint64_t now_ns) {
@@ -224,7 +227,7 @@ void front_reap(struct supervisor *supervisor, uint64_t now_ns) {
     switch (supervisor->phase) {
     case SUPERVISOR_SERVING: handle_death(supervisor, how, now_ns); break;
     case SUPERVISOR_DRAINING: supervisor_stop(supervisor, supervisor->exit_code, now_ns); break;
-    default: break;
+    default: supervisor_stop_groups(supervisor); break;
     }
 }
 

@@ -43,6 +43,8 @@ struct supervisor {
     bool linked[SUPERVISOR_MAX_REPLICAS]; /* to the front-end that runs */
     struct front front;
     bool announced; /* the line "ready" was written */
+    bool groups_stopped;
+    uint64_t audit_ns; /* when descriptors are to be held against the table; 0: not now */
     struct bar bar;
 };
 
@@ -68,7 +70,13 @@ void front_tell(struct supervisor *supervisor, enum control_type type, uint64_t 
 /* Ends everything: asks all children to exit, and kills those that do not. */
 void supervisor_stop(struct supervisor *supervisor, int exit_code, uint64_t now_ns);
 
+/* Tells the workers to exit: the front-end is gone, or does not go. */
+void supervisor_stop_groups(struct supervisor *supervisor);
+
 /* ---- supervisor_report.c */
+
+/* Holds every process's descriptors against the table and logs what it finds. */
+void supervisor_audit(const struct supervisor *supervisor);
 
 /* The table at the end of the start. */
 void supervisor_report(const struct supervisor *supervisor);

@@ -1,6 +1,9 @@
 #include <stdio.h>
+#include <unistd.h>
 
+#include "launcher/descriptors.h"
 #include "launcher/supervisor_internal.h"
+#include "runtime/base/log.h"
 
 /* "1,025". */
 static const char *grouped(uint64_t number, char out[32]) {
@@ -54,4 +57,30 @@ void supervisor_report(const struct supervisor *supervisor) {
     fprintf(stderr, "  %-8s %s blocks of %u: %s tokens\n", "KV", grouped(plan->plan.n_blocks - 1, number),
             plan->init.limits.block_size, grouped(plan->plan.kv_tokens, tokens));
     fprintf(stderr, "  %-8s http://%s/v1\n\n", "address", supervisor->address);
+}
+
+static void audit_one(const struct supervisor *supervisor, pid_t pid, enum descriptor_holder holder, const char *name) {
+    struct buf differences = {0};
+    const struct serve_plan *plan = supervisor->plan;
+    if (pid == 0 || descriptors_audit(pid, holder, plan->n_replicas, plan->init.world, &differences) != STATUS_OK) {
+        return; /* it has just ended */
+    }
+    if (differences.size > 0) {
+        log_debug("descriptors of %s (%d): %s", name, (int)pid, buf_cstr(&differences));
+    } else {
+        log_debug("descriptors of %s (%d): as listed", name, (int)pid);
+    }
+    buf_free(&differences);
+}
+
+void supervisor_audit(const struct supervisor *supervisor) {
+    audit_one(supervisor, getpid(), HELD_BY_SUPERVISOR, "the supervisor");
+    audit_one(supervisor, supervisor->front.child.pid, HELD_BY_FRONTEND, "the front-end");
+    for (uint32_t replica = 0; replica < supervisor->plan->n_replicas; replica++) {
+        for (uint32_t rank = 0; rank < supervisor->plan->init.world; rank++) {
+            char name[32];
+            snprintf(name, sizeof name, "worker %u r%u", replica, rank);
+            audit_one(supervisor, group_pid(supervisor->groups[replica], rank), HELD_BY_WORKER, name);
+        }
+    }
 }

@@ -91,7 +91,7 @@ static size_t slot_size(size_t max_bytes) {
 }
 
 size_t comm_shm_bytes(uint32_t world, size_t max_bytes) {
-    return sizeof(struct shared) + 2 * world * slot_size(max_bytes);
+    return sizeof(struct shared) + (size_t)2 * world * slot_size(max_bytes);
 }
 
 static long futex(_Atomic uint32_t *word, int operation, uint32_t value, const struct timespec *timeout) {
@@ -136,6 +136,7 @@ static void gate_wake(struct gate *gate) {
 }
 
 static bool gate_pass(const struct comm *comm, struct gate *gate, uint32_t *phase) {
+    CHECK(comm->world > 0, "a group of none");
     *phase += GATE_STEP;
     uint64_t before = atomic_fetch_add_explicit(&gate->arrived, 1, memory_order_acq_rel);
     if ((before + 1) % comm->world == 0) {

@@ -331,6 +331,7 @@ static void attention_run(struct kernel_device *device, const void *context) {
 }
 
 enum status cpu_attention(struct kernel_stream *stream, const struct op_attention *args) {
+    CHECK(args->workspace != NULL, "attention: workspace is NULL");
     CHECK(args->kv.head_dim <= MAX_HEAD_DIM, "attention: head_dim is %u, at most %d is served", args->kv.head_dim,
           MAX_HEAD_DIM);
     cpu_enqueue(stream, attention_run, args, sizeof *args);

@@ -9,7 +9,9 @@
 #include "runtime/base/check.h"
 
 #define MIN_ITEM_BYTES (32u << 10) /* of weights: less is not worth handing out */
-#define PANEL_X_BYTES (640u << 10) /* of a packed chunk of x: half of a second-level cache, the weights pass by it */
+#define PANEL_X_BYTES                                                                                                  \
+    (384u << 10)           /* of a packed chunk of x: what a second-level cache keeps while the weights pass by */
+#define PANEL_MIN_ROWS 64u /* but converting the weights anew for fewer rows costs more than cache misses */
 
 static float load_element(const void *data, enum dtype dtype, size_t i) {
     if (dtype == DTYPE_F32) {
@@ -66,10 +68,9 @@ static void direct_c(const struct gemm_job *job, uint32_t n_first, uint32_t n_en
     }
 }
 
-static const uint32_t direct_columns_c[GEMM_MAX_TILE + 1] = {1, 1, 1, 1, 1, 1, 1, 1, 1};
 static const struct gemm_kernels gemm_kernels_c = {
-    .direct_rows = GEMM_MAX_TILE,
-    .direct_columns = direct_columns_c,
+    .direct_rows = {GEMM_MAX_TILE, GEMM_MAX_TILE, GEMM_MAX_TILE},
+    .direct_columns = {1, 1, 1, 1, 1, 1, 1, 1, 1},
     .direct = direct_c,
 };
 
@@ -100,43 +101,19 @@ static void panel_item(const void *context, uint32_t item, uint32_t thread) {
     call->kernels->panel(&call->job, first, end, cpu_thread_scratch(call->device, thread));
 }
 
-/* A row of x in fp32, with zeros up to k_padded. */
-static void widen_row(float *out, const struct op_gemm *op, size_t row, uint32_t k_padded) {
-    uint32_t k = op->weight.k;
-    for (uint32_t i = 0; i < k; i++) {
-        out[i] = load_element(op->x, op->x_dtype, row * op->x_stride + i);
+void gemm_widen(float *out, const struct op_gemm *op, size_t row, uint32_t k, uint32_t count) {
+    for (uint32_t i = 0; i < count; i++) {
+        out[i] = k + i < op->weight.k ? load_element(op->x, op->x_dtype, row * op->x_stride + k + i) : 0.0f;
     }
-    memset(out + k, 0, (k_padded - k) * sizeof *out);
 }
 
-/* Packs one tile: [16 / lanes][k_padded / 16][rows][lanes]. */
 static void pack_item(const void *context, uint32_t item, uint32_t thread) {
     (void)thread;
     const struct gemm_call *call = context;
     const struct gemm_job *job = &call->job;
-    const struct op_gemm *op = job->op;
-    uint32_t lanes = call->kernels->panel_lanes;
     uint32_t first = gemm_tile_row(job->m, call->n_tiles, item);
     uint32_t rows = gemm_tile_row(job->m, call->n_tiles, item + 1) - first;
-    float *tile = (float *)cpu_shared_scratch(call->device) + (size_t)first * job->k_padded;
-    size_t part_floats = (size_t)job->k_padded / GEMM_LANES * rows * lanes;
-    for (uint32_t row = 0; row < rows; row++) {
-        size_t source = (job->m_first + first + row) * op->x_stride;
-        for (uint32_t k = 0; k < job->k_padded; k += GEMM_LANES) {
-            float block[GEMM_LANES] = {0};
-            if (op->x_dtype == DTYPE_F32 && k + GEMM_LANES <= op->weight.k) {
-                memcpy(block, (const float *)op->x + source + k, sizeof block);
-            } else {
-                for (uint32_t i = 0; i < GEMM_LANES && k + i < op->weight.k; i++) {
-                    block[i] = load_element(op->x, op->x_dtype, source + k + i);
-                }
-            }
-            float *out = tile + ((size_t)k / GEMM_LANES * rows + row) * lanes;
-            for (uint32_t part = 0; part < GEMM_LANES / lanes; part++) {
-                memcpy(out + part * part_floats, block + part * lanes, lanes * sizeof *out);
-            }
-        }
-    }
+    call->kernels->pack(job, first, rows, (float *)cpu_shared_scratch(call->device) + (size_t)first * job->k_padded);
 }
 
 /* Weight rows in an item: at least MIN_ITEM_BYTES, about eight items for each thread, whole groups. */
@@ -164,7 +141,7 @@ static void run_direct_chunk(struct gemm_call *call) {
     } else {
         float *rows = cpu_shared_scratch(call->device);
         for (uint32_t m = 0; m < job->m; m++) {
-            widen_row(rows + (size_t)m * job->k_padded, op, job->m_first + m, job->k_padded);
+            gemm_widen(rows + (size_t)m * job->k_padded, op, job->m_first + m, 0, job->k_padded);
         }
         job->x = rows;
         job->x_stride = job->k_padded;
@@ -190,11 +167,12 @@ static void run_gemm(struct kernel_device *device, const void *args) {
     struct gemm_call call = {.kernels = by_isa[cpu_isa()], .device = device, .job.op = op};
     struct gemm_job *job = &call.job;
     job->k_padded = (op->weight.k + GEMM_LANES - 1) / GEMM_LANES * GEMM_LANES;
-    bool panel = call.kernels->panel != NULL && op->m > call.kernels->direct_rows;
-    uint32_t chunk = call.kernels->direct_rows;
+    uint32_t chunk = call.kernels->direct_rows[op->weight.format];
+    bool panel = call.kernels->panel != NULL && op->m > chunk;
     if (panel) {
-        uint32_t rows = (uint32_t)(PANEL_X_BYTES / (job->k_padded * sizeof(float)));
-        chunk = rows > 2 * call.kernels->panel_rows ? rows : 2 * call.kernels->panel_rows;
+        uint32_t row_bytes = job->k_padded * (uint32_t)sizeof(float);
+        chunk = PANEL_X_BYTES / row_bytes > PANEL_MIN_ROWS ? PANEL_X_BYTES / row_bytes : PANEL_MIN_ROWS;
+        chunk = chunk < CPU_SCRATCH_BYTES / row_bytes ? chunk : (uint32_t)(CPU_SCRATCH_BYTES / row_bytes);
     }
     uint32_t n_chunks = (op->m + chunk - 1) / chunk;
     for (uint32_t i = 0; i < n_chunks; i++) {

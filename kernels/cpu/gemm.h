@@ -28,15 +28,16 @@ struct gemm_job {
 };
 
 struct gemm_kernels {
-    /* Chunks of up to direct_rows rows: x in fp32 rows of k_padded elements, weights straight from memory. */
-    uint32_t direct_rows;
-    const uint32_t *direct_columns; /* [direct_rows + 1] weight rows in a tile, by rows of x */
+    /* Chunks of few rows: x in fp32 rows of k_padded elements, weights straight from memory. */
+    uint32_t direct_rows[3];                    /* so many at most, by the weights' dtype */
+    uint32_t direct_columns[GEMM_MAX_TILE + 1]; /* weight rows in a tile, by rows of x */
     void (*direct)(const struct gemm_job *job, uint32_t n_first, uint32_t n_end);
     /* More rows: x packed in tiles of up to panel_rows rows, weights converted panel by panel into scratch of
      * CPU_SCRATCH_BYTES. NULL when chunks of direct_rows do for any number. */
     uint32_t panel_rows;
     uint32_t panel_columns;
-    uint32_t panel_lanes; /* lanes of the processor's vector: a packed tile is [16 / lanes][k / 16][rows][lanes] */
+    /* Packs `rows` rows of the chunk from `row` on into one tile, in an order of panel's own. */
+    void (*pack)(const struct gemm_job *job, uint32_t row, uint32_t rows, float *tile);
     void (*panel)(const struct gemm_job *job, uint32_t n_first, uint32_t n_end, float *scratch);
 };
 
@@ -47,6 +48,9 @@ extern const struct gemm_kernels gemm_kernels_avx512;
 static inline uint32_t gemm_tile_row(uint32_t m, uint32_t n_tiles, uint32_t tile) {
     return (uint32_t)((uint64_t)m * tile / n_tiles);
 }
+
+/* out[i] = x[row][k + i] in fp32 for i < count, zeros beyond the row's end. */
+void gemm_widen(float *out, const struct op_gemm *op, size_t row, uint32_t k, uint32_t count);
 
 /* Adds the bias to the sums [m_count][n_count] of one tile and stores them as out_dtype. m is counted from the start of
  * x. */

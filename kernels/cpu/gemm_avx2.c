@@ -13,8 +13,8 @@
 #define LANES 8u
 #define PARTS 2u
 /* Up to 12 of the 16 registers hold sums; a direct tile needs two for each output. */
-#define DIRECT_ROWS 3
-#define DIRECT_CASES(X) X(1, 4) X(2, 3) X(3, 2)
+#define DIRECT_F32_CASES(X) X(1, 4) X(2, 3) X(3, 2)
+#define DIRECT_CASES(X) DIRECT_F32_CASES(X)
 #define PANEL_ROWS 4u
 #define PANEL_CASES(X) X(1) X(2) X(3) X(4)
 #define PANEL_COLUMNS 3u
@@ -49,6 +49,9 @@ static inline VF vf_widen(enum dtype format, const char *row, size_t at) {
 }
 
 static inline VF vf_widen_tail(enum dtype format, const char *row, size_t at, size_t k) {
+    if (at + LANES <= k) {
+        return vf_widen(format, row, at);
+    }
     char copy[LANES * sizeof(float)] = {0};
     for (size_t i = 0; i < LANES && at + i < k; i++) {
         memcpy(copy + i * dtype_bytes(format), row + (at + i) * dtype_bytes(format), dtype_bytes(format));

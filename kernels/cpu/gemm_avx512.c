@@ -13,8 +13,8 @@
 #define LANES 16u
 #define PARTS 1u
 /* Up to 24 of the 32 registers hold sums. */
-#define DIRECT_ROWS 8
-#define DIRECT_CASES(X) X(1, 8) X(2, 8) X(3, 8) X(4, 6) X(5, 5) X(6, 4) X(7, 3) X(8, 3)
+#define DIRECT_F32_CASES(X) X(1, 8) X(2, 8) X(3, 8)
+#define DIRECT_CASES(X) DIRECT_F32_CASES(X) X(4, 6) X(5, 5) X(6, 4) X(7, 3) X(8, 3)
 #define PANEL_ROWS 4u
 #define PANEL_CASES(X) X(1) X(2) X(3) X(4)
 #define PANEL_COLUMNS 6u
@@ -49,7 +49,8 @@ static inline VF vf_widen(enum dtype format, const char *row, size_t at) {
 }
 
 static inline VF vf_widen_tail(enum dtype format, const char *row, size_t at, size_t k) {
-    __mmask16 mask = (__mmask16)((1u << (k - at)) - 1u);
+    size_t count = at >= k ? 0 : k - at < LANES ? k - at : LANES;
+    __mmask16 mask = (__mmask16)((1u << count) - 1u);
     if (format == DTYPE_F32) {
         return _mm512_maskz_loadu_ps(mask, (const float *)row + at);
     }

@@ -14,6 +14,7 @@
 
 #define MAX_VOCABULARY (320 * 1024) /* bounds what a row keeps on the stack */
 #define DIGIT_BUCKETS 2048
+#define TOP_K_GROUPS 512
 #define DRAW_BLOCK 4096
 #define DRAW_BLOCKS (MAX_VOCABULARY / DRAW_BLOCK)
 
@@ -125,24 +126,20 @@ struct search {
 /* Finds the highest bucket at which the running count or weight, from the top, reaches what is wanted, and adds what
  * lies beyond it to `above`. */
 static uint32_t search_digit(struct search *search, uint32_t first, uint32_t shift, uint32_t n_buckets) {
-    uint32_t count[DIGIT_BUCKETS] = {0};
-    uint64_t weight[DIGIT_BUCKETS] = {0};
+    uint64_t sum[DIGIT_BUCKETS] = {0};
     struct vec_histogram histogram = {
         .first = first,
         .shift = shift,
         .n_buckets = n_buckets,
-        .count = count,
-        .weight = search->by_weight ? weight : NULL,
+        .by_weight = search->by_weight,
+        .sum = sum,
     };
     search->vec->histogram(search->x, search->n, search->filter, &histogram);
     uint32_t bucket = n_buckets - 1;
-    for (;; bucket--) {
-        uint64_t here = search->by_weight ? weight[bucket] : count[bucket];
-        if (search->above + here >= search->wanted || bucket == 0) {
-            return bucket;
-        }
-        search->above += here;
+    while (bucket > 0 && search->above + sum[bucket] < search->wanted) {
+        search->above += sum[bucket--];
     }
+    return bucket;
 }
 
 /* The largest logit such that those not below it hold the wanted count or weight, which must be there. */
@@ -153,9 +150,26 @@ static float search_threshold(struct search *search) {
     return vec_key_value(key);
 }
 
+/* A number that at least k of the n logits reach: the k-th largest of the maxima of TOP_K_GROUPS parts. */
+static float top_k_bound(const struct vec_ops *vec, const float *x, uint32_t n, uint32_t k) {
+    if (k > TOP_K_GROUPS || n < 16 * TOP_K_GROUPS) {
+        return -INFINITY;
+    }
+    float maxima[TOP_K_GROUPS];
+    for (uint32_t i = 0; i < TOP_K_GROUPS; i++) {
+        uint32_t first = (uint32_t)((uint64_t)n * i / TOP_K_GROUPS);
+        uint32_t end = (uint32_t)((uint64_t)n * (i + 1) / TOP_K_GROUPS);
+        vec->row_max(x + first, end - first, &maxima[i]);
+    }
+    struct vec_filter all = {.lowest = -INFINITY};
+    struct search search = {.vec = vec, .x = maxima, .n = TOP_K_GROUPS, .filter = &all, .wanted = k};
+    return search_threshold(&search);
+}
+
 /* Keeps the k largest logits; among equals at the threshold the lowest ids, the others become -inf. */
 static void apply_top_k(const struct vec_ops *vec, float *x, uint32_t n, uint32_t k, struct vec_filter *filter) {
     struct search search = {.vec = vec, .x = x, .n = n, .filter = filter, .wanted = k};
+    filter->lowest = top_k_bound(vec, x, n, k);
     float threshold = search_threshold(&search);
     uint64_t left = k - search.above;
     filter->lowest = threshold;

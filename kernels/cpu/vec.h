@@ -51,14 +51,14 @@ struct vec_filter {
     float min_p;  /* e^((logit - max) / temperature) below is out */
 };
 
-/* Counts and weights of the logits whose keys (vec_key) lie in [first, first + (n_buckets << shift)), each in bucket
+/* Counts or weights of the logits whose keys (vec_key) lie in [first, first + (n_buckets << shift)), each in bucket
  * (key - first) >> shift. Added to what is there. */
 struct vec_histogram {
     uint32_t first;
     uint32_t shift;
     uint32_t n_buckets;
-    uint32_t *count;  /* [n_buckets] */
-    uint64_t *weight; /* [n_buckets], or NULL */
+    bool by_weight; /* else by count */
+    uint64_t *sum;  /* [n_buckets] */
 };
 
 struct vec_ops {
@@ -79,7 +79,7 @@ struct vec_ops {
     void (*scale)(float *out, const float *x, float factor, size_t n);
     /* out = out * out_factor + x * factor */
     void (*blend)(float *out, float out_factor, const float *x, float factor, size_t n);
-    /* out = e^x; 0 below -87.3365, infinite above 88.3762, within 2 units in the last place between */
+    /* out = e^x; 0 below -87.3365, infinite above 88.3762, a relative error below 2^-23 between */
     void (*exp)(float *out, const float *x, size_t n);
 
     /* ---- attention; columns from n to dim, a multiple of 16, become zero */

@@ -207,6 +207,25 @@ static inline uint64_t w16_total(w16 sum) {
     return part[0] + part[1] + part[2] + part[3];
 }
 
+static inline void store_weights_8(uint64_t *weight, __m256 p) {
+    __m256i bits = _mm256_castps_si256(p);
+    _mm256_storeu_si256((__m256i *)(void *)weight, weights_4(_mm256_castsi256_si128(bits)));
+    _mm256_storeu_si256((__m256i *)(void *)(weight + 4), weights_4(_mm256_extracti128_si256(bits, 1)));
+}
+static inline void v16_store_weights(uint64_t *weight, v16 p) {
+    store_weights_8(weight, p.lo);
+    store_weights_8(weight + 8, p.hi);
+}
+static inline void store_keys_8(uint32_t *key, __m256 x) {
+    __m256i bits = _mm256_castps_si256(_mm256_add_ps(x, _mm256_setzero_ps()));
+    __m256i flip = _mm256_or_si256(_mm256_srai_epi32(bits, 31), _mm256_set1_epi32(INT32_MIN));
+    _mm256_storeu_si256((__m256i *)(void *)key, _mm256_xor_si256(bits, flip));
+}
+static inline void v16_store_keys(uint32_t *key, v16 x) {
+    store_keys_8(key, x.lo);
+    store_keys_8(key + 8, x.hi);
+}
+
 #define VALUES_WIDTH 1
 #include "kernels/cpu/vec_body.h"
 

@@ -165,6 +165,17 @@ static inline uint64_t w16_total(w16 sum) {
     return (uint64_t)_mm512_reduce_add_epi64(sum);
 }
 
+static inline void v16_store_weights(uint64_t *weight, v16 p) {
+    __m512i bits = _mm512_castps_si512(p);
+    _mm512_storeu_si512(weight, weights_8(_mm512_castsi512_si256(bits)));
+    _mm512_storeu_si512(weight + 8, weights_8(_mm512_extracti64x4_epi64(bits, 1)));
+}
+static inline void v16_store_keys(uint32_t *key, v16 x) {
+    __m512i bits = _mm512_castps_si512(_mm512_add_ps(x, _mm512_setzero_ps()));
+    __m512i flip = _mm512_or_si512(_mm512_srai_epi32(bits, 31), _mm512_set1_epi32(INT32_MIN));
+    _mm512_storeu_si512(key, _mm512_xor_si512(bits, flip));
+}
+
 #define VALUES_WIDTH 4
 #include "kernels/cpu/vec_body.h"
 

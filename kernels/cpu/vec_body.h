@@ -499,20 +499,20 @@ static void body_histogram(const float *x, size_t n, const struct vec_filter *fi
         if (inside == 0) {
             continue;
         }
-        float logit[16];
-        float p[16];
-        v16_store(logit, value);
-        if (args->weight != NULL) {
-            v16_store(p, filter_16(value, filter));
+        uint32_t key[16];
+        uint64_t amount[16];
+        for (int lane = 0; lane < 16; lane++) {
+            amount[lane] = 1;
+        }
+        v16_store_keys(key, value);
+        if (args->by_weight) {
+            v16_store_weights(amount, filter_16(value, filter));
         }
         for (; inside != 0; inside &= inside - 1) {
             int lane = __builtin_ctz(inside);
-            uint32_t offset = vec_key(logit[lane]) - args->first;
+            uint32_t offset = key[lane] - args->first;
             if (offset < range) {
-                args->count[offset >> args->shift]++;
-                if (args->weight != NULL) {
-                    args->weight[offset >> args->shift] += vec_weight(p[lane]);
-                }
+                args->sum[offset >> args->shift] += amount[lane];
             }
         }
     }

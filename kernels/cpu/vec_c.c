@@ -115,6 +115,17 @@ static inline uint64_t w16_total(w16 sum) {
     return sum;
 }
 
+static inline void v16_store_weights(uint64_t *weight, v16 p) {
+    for (int i = 0; i < 16; i++) {
+        weight[i] = vec_weight(p.f[i]);
+    }
+}
+static inline void v16_store_keys(uint32_t *key, v16 x) {
+    for (int i = 0; i < 16; i++) {
+        key[i] = vec_key(x.f[i]);
+    }
+}
+
 #define VALUES_WIDTH 1
 #include "kernels/cpu/vec_body.h"
 

@@ -294,7 +294,9 @@ static enum status recover_check(struct engine *engine, const struct journal_sta
     struct engine_request request = {.params = *params, .prompt = engine->ids, .bias = engine->bias};
     struct journal_params checked;
     TRY(sequence_check(engine, &request, &checked));
-    if (memcmp(&checked, params, sizeof checked) != 0) {
+    if (checked.max_tokens != params->max_tokens || checked.sampling.prompt_len != params->sampling.prompt_len ||
+        checked.sampling.bias_first != params->sampling.bias_first ||
+        checked.sampling.bias_count != params->sampling.bias_count) {
         FAIL(STATUS_INVALID, "its parameters do not fit each other");
     }
     TRY(journal_read_ids(engine->journal, handle, 0, state->n_output, engine->ids));

@@ -87,7 +87,7 @@ bool engine_tick(struct engine *engine, uint64_t now_ns);
 bool engine_idle(const struct engine *engine);
 
 /* Descriptors to poll(2) for POLLIN before engine_tick can have more from the port; returns their number, at most
- * ENGINE_MAX_DESCRIPTORS. They change with the port. */
+ * ENGINE_MAX_DESCRIPTORS. Ask again before each wait. */
 #define ENGINE_MAX_DESCRIPTORS 16
 uint32_t engine_descriptors(const struct engine *engine, int *fds);
 

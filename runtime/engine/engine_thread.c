@@ -55,22 +55,21 @@ struct queued_event {
 };
 
 struct engine_thread {
-    struct engine_thread_config config;
-    struct engine *engine;
-    pthread_t thread;
+    _Alignas(64) _Atomic uint32_t sleeping; /* the engine thread is about to wait for its eventfd */
     int eventfd;
-    uint32_t n_sequences;
+    struct engine *engine;
     struct spsc *commands, *events, *refusals;
-    bool pushed;         /* events since the last wake; the engine thread's own */
+    _Atomic uint32_t *advanced; /* per journal slot: the generation whose ADVANCED is queued, or 0 */
+    pthread_t thread;
+    _Alignas(64) _Atomic uint32_t told; /* the consumer was woken and has not emptied the queue since */
+    uint32_t n_sequences;
     uint32_t unanswered; /* submits whose answer was not taken yet; the producer's own */
     _Atomic bool stop;
-    _Alignas(64) _Atomic uint32_t sleeping; /* the engine thread is about to wait for its eventfd */
-    _Alignas(64) _Atomic uint32_t told;     /* the consumer was woken and has not emptied the queue since */
-    /* Per journal slot: the generation whose ADVANCED is queued, or 0. */
-    _Alignas(64) _Atomic uint32_t *advanced;
-    /* The newest stats: odd version while they are written. */
+    bool pushed; /* events since the last wake; the engine thread's own */
+    /* The newest stats; the version is odd while they are written. */
     _Atomic uint64_t stats_version;
     _Atomic uint64_t stats[STATS_WORDS];
+    struct engine_thread_config config;
 };
 
 /* ---- engine thread: events */
@@ -210,13 +209,14 @@ static void wake_thread(struct engine_thread *thread) {
     }
 }
 
-static void drop_command(struct command *command) {
+/* Commands that the thread did not come to: what frees things in the journal, which outlives the thread, is done. */
+static void settle_command(struct engine_thread *thread, struct command *command) {
     switch (command->type) {
     case COMMAND_SUBMIT: free(command->body.request); break;
     case COMMAND_SET_PORT: command->body.port->ops->close(command->body.port); break;
     case COMMAND_FAIL_ALL: free(command->body.fail.text); break;
     case COMMAND_END:
-    case COMMAND_RELEASE:
+    case COMMAND_RELEASE: do_command(thread, command, 0); break;
     case COMMAND_PORT_LOST: break;
     }
 }
@@ -224,7 +224,7 @@ static void drop_command(struct command *command) {
 static void free_thread(struct engine_thread *thread) {
     struct command command;
     while (spsc_pop(thread->commands, &command)) {
-        drop_command(&command);
+        settle_command(thread, &command);
     }
     engine_destroy(thread->engine);
     spsc_destroy(thread->commands);

@@ -31,7 +31,7 @@ struct engine_thread_config {
 };
 
 enum status engine_thread_start(const struct engine_thread_config *config, struct engine_thread **thread);
-/* Stops and joins. What is live stays in the journal. */
+/* Stops and joins. What is live stays in the journal; ends and releases given before are done. */
 void engine_thread_stop(struct engine_thread *thread);
 
 /* Commands; all copy what they are given. STATUS_BUSY when the command queue is full (only submit can be: room is kept
@@ -45,7 +45,8 @@ void engine_thread_port_lost(struct engine_thread *thread);
 void engine_thread_fail_all(struct engine_thread *thread, enum status status, const char *text);
 
 /* Takes the next event; false when there is none. The reader of ADVANCED reads the journal after this call, so that
- * nothing that came before the event is missed. */
+ * nothing that came before the event is missed. What came after it may have been read too: an ADVANCED can follow for a
+ * sequence whose end was seen and which was released; its handle is stale then, and it is to be ignored. */
 bool engine_thread_event(struct engine_thread *thread, struct engine_event *event);
 
 /* A copy of the newest stats, refreshed at each tick. */

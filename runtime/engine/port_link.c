@@ -142,17 +142,18 @@ static bool all_idle(const struct port_link *link) {
     return true;
 }
 
-/* A rank that owes nothing is not read while another does: it has nothing to say, and if it died, that shows with the
- * next step or when all rest. Rank 0 comes first, so that its last results count even when another rank is gone. */
+/* Whether the rank is read now. One that owes nothing is not while another does: it has nothing to say, and if it died,
+ * that shows with the next step or when all rest. Rank 0 is not read while its last results are held. */
+static bool is_read(const struct port_link *link, uint32_t rank, bool idle) {
+    return !link->lost && (idle || link->done[rank] < link->submitted) && !(rank == 0 && link->held);
+}
+
+/* Rank 0 comes first, so that its last results count even when another rank is gone. */
 static enum status link_poll(struct worker_port *port, struct port_event *event) {
     struct port_link *link = (struct port_link *)port;
     bool idle = all_idle(link);
-    if (!link->lost && !link->held && (idle || link->done[0] < link->submitted)) {
-        while (read_link(link, 0) && !link->held) {
-        }
-    }
-    for (uint32_t rank = 1; rank < port->world && !(link->held && others_near(link)); rank++) {
-        while (!link->lost && (idle || link->done[rank] < link->submitted) && read_link(link, rank)) {
+    for (uint32_t rank = 0; rank < port->world && !(link->held && others_near(link)); rank++) {
+        while (is_read(link, rank, idle) && read_link(link, rank)) {
         }
     }
     if (link->held && (link->lost || others_near(link))) {
@@ -170,8 +171,14 @@ static enum status link_poll(struct worker_port *port, struct port_event *event)
 
 static uint32_t link_descriptors(struct worker_port *port, int *fds) {
     struct port_link *link = (struct port_link *)port;
-    memcpy(fds, link->links, port->world * sizeof fds[0]);
-    return port->world;
+    bool idle = all_idle(link);
+    uint32_t n = 0;
+    for (uint32_t rank = 0; rank < port->world; rank++) {
+        if (is_read(link, rank, idle)) {
+            fds[n++] = link->links[rank];
+        }
+    }
+    return n;
 }
 
 static void link_close(struct worker_port *port) {

@@ -116,16 +116,17 @@ static void plan_prefills(struct engine *engine) {
 
 /* ---- admission */
 
-/* Whether another choice of the same request is computing the prompt that this one would share. */
+/* Whether another choice of the same request is computing blocks of the prompt that this one could share soon. */
 static bool sibling_prefills(const struct engine *engine, const struct sequence *sequence) {
-    if (!engine->config.prefix_cache || engine->n_prefilling == 0 || sequence->n_prompt <= engine->limits.block_size ||
-        engine->alone != NO_SEQUENCE) {
+    uint32_t n_shared = (sequence->n_prompt - 1) / engine->limits.block_size;
+    if (!engine->config.prefix_cache || engine->n_prefilling == 0 || n_shared == 0) {
         return false;
     }
     uint32_t left = engine->n_prefilling; /* most of them are young */
     for (uint32_t i = engine->n_running; left > 0 && i-- > 0;) {
         const struct sequence *other = &engine->sequences[engine->running[i]];
-        if (other->prefilling && memcmp(other->request_id, sequence->request_id, sizeof other->request_id) == 0) {
+        if (other->prefilling && other->n_entered < n_shared &&
+            memcmp(other->request_id, sequence->request_id, sizeof other->request_id) == 0) {
             return true;
         }
         left -= other->prefilling;

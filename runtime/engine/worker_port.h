@@ -33,7 +33,8 @@ struct worker_port_ops {
     uint64_t (*submit)(struct worker_port *port, size_t bytes);
     /* Takes the next event; STATUS_BUSY when there is none now. */
     enum status (*poll)(struct worker_port *port, struct port_event *event);
-    /* Descriptors to poll(2) for POLLIN before `poll` can have more; returns their number (<= world). */
+    /* Descriptors to poll(2) for POLLIN before `poll` can have more, as things stand now; returns their number
+     * (<= world). */
     uint32_t (*descriptors)(struct worker_port *port, int *fds);
     void (*close)(struct worker_port *port);
 };

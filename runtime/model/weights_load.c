@@ -84,7 +84,7 @@ static void shape_text(char *text, size_t size, const uint64_t *shape, uint32_t 
 }
 
 static enum status check_tensor(const struct checkpoint_tensor *tensor, const struct shard_slice *slice) {
-    uint64_t expected[2] = {slice->rows, slice->cols};
+    uint64_t expected[SAFETENSORS_MAX_DIMS] = {slice->rows, slice->cols};
     if (!tensor->served) {
         FAIL(STATUS_UNSUPPORTED, "tensor %s: dtype %s is not served; F32, BF16 and F16 are", tensor->name,
              tensor->kind);

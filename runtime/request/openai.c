@@ -8,6 +8,7 @@
 #include "runtime/request/openai_internal.h"
 
 #define MAX_BODY (32u << 20)
+#define MAX_VALUES (4u << 20)    /* in a body: its document takes some 50 bytes each while it is read */
 #define COMPLETION_MAX_TOKENS 16 /* OpenAI's default for /v1/completions */
 
 void openai_set_prompts(struct request *request, uint32_t n) {
@@ -106,9 +107,30 @@ static enum status parse_root(struct openai_parse *parse, uint64_t seed) {
     return parse_max_tokens(parse);
 }
 
+/* A body of commas would take far more memory than its size. */
+static enum status check_values(const char *body, size_t size) {
+    size_t n = 0;
+    bool in_string = false;
+    for (size_t i = 0; i < size; i++) {
+        if (in_string && body[i] == '\\') {
+            i++; /* and what it escapes */
+        } else if (in_string) {
+            in_string = body[i] != '"';
+        } else {
+            in_string = body[i] == '"';
+            n += body[i] == ',' || body[i] == '[' || body[i] == '{';
+        }
+    }
+    if (n > MAX_VALUES) {
+        FAIL(STATUS_INVALID, "body: more than %u values; send less at once", MAX_VALUES);
+    }
+    return STATUS_OK;
+}
+
 enum status openai_parse(const struct request_context *context, enum openai_api api, const char *body, size_t size,
                          uint64_t seed, struct request **out) {
     json_t *root = NULL;
+    TRY(check_values(body, size));
     TRY(json_in_parse(body, size, MAX_BODY, "body", &root));
     struct request *request = xcalloc(1, sizeof *request);
     struct openai_parse parse = {.context = context, .api = api, .root = root, .request = request};

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "runtime/base/alloc.h"
+#include "runtime/base/check.h"
 #include "runtime/request/openai_internal.h"
 
 #define MAX_MESSAGES 4096
@@ -248,6 +249,7 @@ static enum status render(struct openai_parse *parse, const struct messages *mes
     buf_free(&text);
     chat_content_ranges_free(&ranges);
     TRY(status);
+    CHECK(messages->items != NULL && messages->n > 0, "a list without messages is refused");
     const char *last = messages->items[messages->n - 1].content;
     if (options.continue_final_message && last != NULL && ends_in_thinking(last)) {
         request->starts_in_thinking = true;

@@ -93,7 +93,9 @@ bool key_set_allows(const struct key_set *keys, const char *authorization) {
         return false;
     }
     uint8_t padded[MAX_KEY_BYTES] = {0};
-    memcpy(padded, given, size);
+    for (size_t i = 0; i < size; i++) {
+        padded[i] = (uint8_t)given[i];
+    }
     volatile unsigned allowed = 0; /* volatile: every byte is looked at, whatever the compiler can prove */
     for (size_t k = 0; k < keys->n; k++) {
         volatile unsigned differ = keys->keys[k].size != size;

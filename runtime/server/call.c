@@ -10,6 +10,7 @@
 #include "runtime/base/alloc.h"
 #include "runtime/base/check.h"
 #include "runtime/base/clock.h"
+#include "runtime/base/log.h"
 #include "runtime/base/rng.h"
 #include "runtime/http/http_writer.h"
 #include "runtime/server/server_internal.h"
@@ -23,18 +24,8 @@ static void free_call(struct call *call) {
     free(call);
 }
 
-static struct call *hold(struct call *call) {
-    call->held++;
-    return call;
-}
-
-static void let_go(struct call *call) {
-    if (--call->held == 0 && call->state == CALL_OVER && !call->working) {
-        free_call(call);
-    }
-}
-
-/* Ends a call whose answer is written, or that nobody waits for. Its memory goes with the last let_go. */
+/* Ends a call whose answer is written, or that nobody waits for. Functions on the stack may still look at it: its
+ * memory goes in calls_reap. */
 static void end_call(struct call *call) {
     struct server *server = call->server;
     call->state = CALL_OVER;
@@ -49,6 +40,21 @@ static void end_call(struct call *call) {
         call->next->previous = call->previous;
     }
     server->n_calls--;
+    call->next = server->ended_calls;
+    server->ended_calls = call;
+}
+
+void calls_reap(struct server *server) {
+    struct call **link = &server->ended_calls;
+    while (*link != NULL) {
+        struct call *call = *link;
+        if (call->working) {
+            link = &call->next;
+        } else {
+            *link = call->next;
+            free_call(call);
+        }
+    }
 }
 
 static struct call *make_call(struct connection *connection, enum openai_api api, int minor_version) {
@@ -85,6 +91,7 @@ static void count_rejection(struct call *call, int http_status) {
  * closed without the end of the body. */
 static void fail(struct call *call, const struct openai_error *error) {
     struct connection *connection = call->connection;
+    log_debug("%s: %d %s", call->head.id, error->http_status, error->message);
     if (call->head_sent) {
         call->server->metrics.failed++;
         stream_error(call, error);
@@ -101,23 +108,28 @@ void call_fail(struct call *call, enum status status, const char *text, const ch
     if (call->state == CALL_OVER) {
         return;
     }
-    hold(call);
     struct openai_error error;
     openai_error_set(&error, status, text);
     if (code != NULL) {
         error.code = code;
     }
     fail(call, &error);
-    let_go(call);
 }
 
 static void observe_end(struct call *call) {
     struct metrics *metrics = &call->server->metrics;
-    histogram_observe(&metrics->e2e, (double)(clock_now_ns() - call->arrival_ns) / 1e9);
+    double seconds_in_all = (double)(clock_now_ns() - call->arrival_ns) / 1e9;
+    log_debug("%s: %llu + %llu tokens in %.3f s", call->head.id, (unsigned long long)call->usage.prompt_tokens,
+              (unsigned long long)call->usage.completion_tokens, seconds_in_all);
+    histogram_observe(&metrics->e2e, seconds_in_all);
     histogram_observe(&metrics->prompt_tokens, (double)call->usage.prompt_tokens);
     for (uint32_t i = 0; i < call->n_choices; i++) {
         const struct choice *choice = call->choices[i];
         histogram_observe(&metrics->generation_tokens, (double)choice->output.n_ids);
+        if (choice->output.n_ids > 1) {
+            double seconds = (double)(choice->newest_ns - choice->first_ns) / 1e9;
+            histogram_observe(&metrics->per_output_token, seconds / (choice->output.n_ids - 1));
+        }
         metrics->success_length += choice->finish == JOURNAL_FINISH_LENGTH;
         metrics->success_stop += choice->finish != JOURNAL_FINISH_LENGTH;
     }
@@ -157,6 +169,7 @@ static void observe_token(struct choice *choice) {
     struct metrics *metrics = &call->server->metrics;
     uint64_t now_ns = clock_now_ns();
     if (choice->newest_ns == 0) {
+        choice->first_ns = now_ns;
         histogram_observe(&metrics->time_to_first_token, (double)(now_ns - call->arrival_ns) / 1e9);
     } else {
         histogram_observe(&metrics->inter_token, (double)(now_ns - choice->newest_ns) / 1e9);
@@ -182,11 +195,21 @@ static void take_end(struct choice *choice) {
     }
 }
 
+/* Whether the client has taken enough for more to be written. If not, a write is in progress, and its end will call
+ * call_client_drained. */
+static bool client_keeps_up(struct call *call) {
+    size_t most = call->server->limits.output_bytes;
+    if (connection_unsent(call->connection) > most) {
+        connection_flush(call->connection);
+    }
+    return call->state == CALL_RUNNING && connection_unsent(call->connection) <= most;
+}
+
 /* Takes all tokens that wait, unless the client is too slow for them. */
 static void advance(struct choice *choice) {
     struct call *call = choice->call;
     for (;;) {
-        if (call->request->stream && connection_unsent(call->connection) > call->server->limits.output_bytes) {
+        if (call->request->stream && !client_keeps_up(call)) {
             choice->behind = true;
             return;
         }
@@ -213,7 +236,7 @@ static void after_advance(struct call *call) {
 }
 
 void call_on_event(struct choice *choice, const struct engine_event *event) {
-    struct call *call = hold(choice->call);
+    struct call *call = choice->call;
     if (event->type == ENGINE_REFUSED) {
         /* Not admitted, so that the drop leaves it alone; its number goes out of use here. */
         choice->admitted = true;
@@ -229,14 +252,12 @@ void call_on_event(struct choice *choice, const struct engine_event *event) {
             after_advance(call);
         }
     }
-    let_go(call);
 }
 
 void call_client_drained(struct call *call) {
     if (call->state != CALL_RUNNING) {
         return;
     }
-    hold(call);
     for (uint32_t i = 0; i < call->n_choices && call->state == CALL_RUNNING; i++) {
         struct choice *choice = call->choices[i];
         if (choice->behind) {
@@ -245,28 +266,23 @@ void call_client_drained(struct call *call) {
         }
     }
     after_advance(call);
-    let_go(call);
 }
 
 void call_client_gone(struct call *call) {
     if (call->state == CALL_OVER) {
         return;
     }
-    hold(call);
     call->server->metrics.disconnected++;
     end_call(call);
-    let_go(call);
 }
 
 void call_tick(struct call *call, uint64_t now_ms) {
     if (call->state == CALL_RUNNING && call->request->stream && !call->connection->writing &&
         now_ms - call->written_ms > call->server->limits.ping_ms) {
-        hold(call);
         stream_open(call);
         http_write_comment(connection_out(call->connection), "ping");
         call->written_ms = now_ms;
         connection_flush(call->connection);
-        let_go(call);
     }
 }
 
@@ -328,7 +344,7 @@ static void on_work(uv_work_t *work) {
 }
 
 static void on_worked(uv_work_t *work, int status) {
-    struct call *call = hold(work->data);
+    struct call *call = work->data;
     call->working = false;
     call->server->n_parsing--;
     buf_free(&call->body);
@@ -336,7 +352,6 @@ static void on_worked(uv_work_t *work, int status) {
         CHECK(status == 0, "work that nobody cancels: %s", uv_strerror(status));
         start(call);
     }
-    let_go(call);
 }
 
 static void parse_later(struct call *call, const char *body, size_t size) {
@@ -353,7 +368,7 @@ static void parse_later(struct call *call, const char *body, size_t size) {
 }
 
 void call_begin(struct connection *connection, enum openai_api api, const char *body, size_t size, int minor_version) {
-    struct call *call = hold(make_call(connection, api, minor_version));
+    struct call *call = make_call(connection, api, minor_version);
     if (connection->server->draining) {
         call_fail(call, STATUS_CLOSED, "The server is shutting down", "server_shutting_down");
     } else if (size > connection->server->limits.inline_body_bytes) {
@@ -362,5 +377,4 @@ void call_begin(struct connection *connection, enum openai_api api, const char *
         parse(call, body, size);
         start(call);
     }
-    let_go(call);
 }

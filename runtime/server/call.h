@@ -36,6 +36,7 @@ struct choice {
     uint32_t n_cached, cache_at;
     uint32_t cache[CHOICE_CACHE]; /* ids read ahead */
     struct journal_token token;   /* the last one taken; without log-probabilities only its id */
+    uint64_t first_ns;            /* when the first token was taken */
     uint64_t newest_ns;           /* when the last token was taken; 0: none yet */
     struct output_stream output;
     struct output_delta text; /* a stream: not yet written; a whole reply: everything */
@@ -47,7 +48,7 @@ struct choice {
 enum call_state {
     CALL_PARSING, /* on the worker pool */
     CALL_RUNNING,
-    CALL_OVER, /* answered, failed or abandoned; memory goes when the worker pool is done with it */
+    CALL_OVER, /* answered, failed or abandoned; freed by calls_reap */
 };
 
 struct call {
@@ -74,7 +75,6 @@ struct call {
     uint32_t n_choices;
     uint32_t n_ended;
     bool head_sent;      /* a stream: the response's head is written */
-    uint32_t held;       /* functions on the stack that still use the call */
     uint64_t written_ms; /* a stream: when an event was written last */
     struct openai_usage usage;
 };
@@ -91,6 +91,9 @@ void call_on_event(struct choice *choice, const struct engine_event *event);
 
 /* Fails a call as the server decides (end of a drain). */
 void call_fail(struct call *call, enum status status, const char *text, const char *code);
+
+/* Frees the calls that are over and that the worker pool is done with. Called where no call is on the stack. */
+void calls_reap(struct server *server);
 
 /* A comment to keep an idle stream open. */
 void call_tick(struct call *call, uint64_t now_ms);

@@ -167,14 +167,15 @@ void choices_drop(struct call *call) {
             choice->ended = true;
             cancel(choice);
         } else if (!choice->admitted) {
-            choice->call = NULL;
+            choice->call = NULL; /* from here on it is the table's */
+            call->choices[i] = NULL;
         }
     }
 }
 
 void choices_free(struct call *call) {
     for (uint32_t i = 0; i < call->n_choices; i++) {
-        if (call->choices[i]->admitted) {
+        if (call->choices[i] != NULL) {
             choice_free(call->choices[i]);
         }
     }

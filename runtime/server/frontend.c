@@ -67,9 +67,9 @@ static void on_group_up(struct frontend *frontend, const struct control_msg *mes
     struct worker_port *port;
     enum status status = port_link_open(fds + 1, init->world, fds[0], message->epoch, &init->limits,
                                         (size_t)init->max_body_bytes, &port);
-    if (status != STATUS_OK) {
-        log_error("replica %u, epoch %u: %s", message->replica, message->epoch, status_text());
-        return;
+    if (status != STATUS_OK) { /* what the supervisor made cannot be used: it has to begin anew */
+        tell_error(frontend->control, status_text());
+        _exit(EXIT_FAILURE);
     }
     server_group_up(frontend->server, message->replica, port);
 }

@@ -35,7 +35,7 @@ static inline struct server_limits server_limits_default(void) {
         .linger_ms = 2000,
         .ping_ms = 15000,
         .output_bytes = 1u << 20,
-        .body_total_bytes = 512u << 20,
+        .body_total_bytes = 256u << 20,
         .inline_body_bytes = 16u << 10,
         .max_parsing = 64,
     };

@@ -25,6 +25,7 @@ void metrics_init(struct metrics *metrics) {
     *metrics = (struct metrics){0};
     SET_BOUNDS(&metrics->time_to_first_token, ttft_bounds);
     SET_BOUNDS(&metrics->inter_token, itl_bounds);
+    SET_BOUNDS(&metrics->per_output_token, itl_bounds);
     SET_BOUNDS(&metrics->e2e, e2e_bounds);
     SET_BOUNDS(&metrics->prompt_tokens, token_bounds);
     SET_BOUNDS(&metrics->generation_tokens, token_bounds);
@@ -206,6 +207,8 @@ void metrics_write(struct server *server, struct buf *out) {
                     &metrics->time_to_first_token);
     write_histogram(&page, "vllm:inter_token_latency_seconds", "Between two tokens of an answer.",
                     &metrics->inter_token);
+    write_histogram(&page, "vllm:request_time_per_output_token_seconds", "Mean time between the tokens of an answer.",
+                    &metrics->per_output_token);
     write_histogram(&page, "vllm:e2e_request_latency_seconds", "From the request to the end of its answer.",
                     &metrics->e2e);
     write_histogram(&page, "vllm:request_prompt_tokens", "Prompt tokens of a request.", &metrics->prompt_tokens);

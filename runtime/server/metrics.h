@@ -24,7 +24,8 @@ void histogram_observe(struct histogram *histogram, double value);
 enum metrics_reason { REJECTED_BUSY, REJECTED_UNAVAILABLE, REJECTED_INVALID, REJECTED_REASONS };
 
 struct metrics {
-    struct histogram time_to_first_token, inter_token, e2e, prompt_tokens, generation_tokens, max_tokens, n;
+    struct histogram time_to_first_token, inter_token, per_output_token, e2e, prompt_tokens, generation_tokens,
+        max_tokens, n;
     uint64_t success_stop, success_length;
     uint64_t failed; /* calls that ended in an error after they were admitted */
     uint64_t rejected[REJECTED_REASONS];

@@ -9,7 +9,7 @@
 #include "runtime/server/frontend.h"
 #include "runtime/server/server_internal.h"
 
-#define EVENTS_PER_WAKE 4096 /* then sockets get their turn */
+#define EVENTS_PER_WAKE 256 /* then sockets get their turn */
 
 /* ---- numbers */
 

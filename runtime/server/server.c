@@ -58,6 +58,10 @@ static void on_tick(uv_timer_t *timer) {
     }
 }
 
+static void on_reap(uv_prepare_t *prepare) {
+    calls_reap(prepare->data);
+}
+
 /* ---- life */
 
 static void on_connection(uv_stream_t *listener, int status) {
@@ -130,6 +134,8 @@ enum status server_create(const struct server_config *config, struct server **ou
     CHECK(uv_loop_init(&server->loop) == 0, "uv_loop_init");
     uv_timer_init(&server->loop, &server->tick);
     server->tick.data = server;
+    uv_prepare_init(&server->loop, &server->reaper);
+    server->reaper.data = server;
     uv_tcp_init(&server->loop, &server->listener);
     server->listener.data = server;
     bool journals_taken = false;
@@ -146,6 +152,7 @@ enum status server_create(const struct server_config *config, struct server **ou
         server_destroy(server);
         return status;
     }
+    uv_prepare_start(&server->reaper, on_reap);
     uv_timer_start(&server->tick, on_tick, TICK_MS, TICK_MS);
     *out = server;
     return STATUS_OK;
@@ -157,8 +164,10 @@ void server_destroy(struct server *server) {
     }
     uv_close((uv_handle_t *)&server->listener, NULL);
     uv_close((uv_handle_t *)&server->tick, NULL);
+    uv_close((uv_handle_t *)&server->reaper, NULL);
     replicas_close(server);
     uv_run(&server->loop, UV_RUN_DEFAULT); /* closing callbacks, and what the worker pool still parses */
+    calls_reap(server);
     CHECK(uv_loop_close(&server->loop) == 0, "a handle outlived the server");
     request_context_free(server->context);
     key_set_free(server->keys);

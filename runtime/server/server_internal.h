@@ -60,6 +60,8 @@ struct server {
     uint32_t free_entry; /* UINT32_MAX: none */
 
     struct call *calls;
+    struct call *ended_calls; /* until calls_reap */
+    uv_prepare_t reaper;
     uint32_t n_calls;
     uint32_t n_parsing;
     struct buf payload; /* one event under construction */

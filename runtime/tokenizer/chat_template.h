@@ -1,5 +1,5 @@
 /* Chat templates. The Jinja text of tokenizer_config.json is not interpreted: known templates are recognised by their
- * exact content and rendered by C code that is exact against Jinja2 as transformers' apply_chat_template runs it.
+ * content and rendered by C code that is exact against Jinja2 as transformers' apply_chat_template runs it.
  * Unknown ones are refused. */
 #ifndef TANDEM_TOKENIZER_CHAT_TEMPLATE_H
 #define TANDEM_TOKENIZER_CHAT_TEMPLATE_H
@@ -54,7 +54,7 @@ enum status chat_template_named(const char *name, const char *bos_token, const c
 enum status chat_template_load(const char *dir, struct chat_template **out);
 void chat_template_free(struct chat_template *chat_template);
 
-/* "DeepSeek-R1 (B)", "Llama 3.1", ... */
+/* "DeepSeek-R1 B", "Llama 3.1", ... */
 const char *chat_template_name(const struct chat_template *chat_template);
 
 /* Appends the rendered text, which is to be encoded with TOKENIZE_SPECIALS (it begins with BOS where the template

@@ -37,7 +37,8 @@ struct text_range {
 };
 
 /* Loads DIR/tokenizer.json and, where there is one, DIR/tokenizer_config.json. STATUS_UNSUPPORTED names the part that
- * is not served (Unigram, WordPiece, byte fallback, another normalizer ...). Takes some 0.2 s for 150,000 tokens. */
+ * is not served (Unigram, WordPiece, byte fallback, another normalizer ...). Takes some 0.5 s for 150,000 tokens,
+ * most of it in the JSON parser. */
 enum status tokenizer_load(const char *dir, struct tokenizer **out);
 
 /* As tokenizer_load from texts; `config_json` may be NULL. */

@@ -14,10 +14,10 @@
 #define RING_MAGIC 0x474e4952u /* "RING" */
 
 struct ring_header {
+    _Alignas(64) _Atomic uint64_t committed; /* the sequence word: id of the newest step that all ranks must run */
     uint32_t magic;
     uint32_t epoch;
     uint64_t max_body_bytes;
-    _Alignas(64) _Atomic uint64_t committed; /* the sequence word: id of the newest step that all ranks must run */
 };
 
 struct ring_entry {

@@ -208,7 +208,7 @@ static enum status model_executor_open(const struct executor_config *config, str
     executor->graphs = config->graphs;
     executor->mirror = slot_mirror_create(&config->init->limits);
     for (int greedy = 0; greedy < 2; greedy++) {
-        executor->graph[greedy] = xcalloc(config->init->limits.max_rows + 1, sizeof executor->graph[greedy][0]);
+        executor->graph[greedy] = xcalloc(config->init->limits.max_rows + 1, sizeof(struct kernel_graph *));
     }
     enum status status = open_parts(executor, config);
     if (status != STATUS_OK) {

@@ -1,130 +1,304 @@
-"""The real program from outside: right answers, deaths of each process, clean ends, refusals."""
+"""Start, service and end of `tandem serve`."""
+
+import contextlib
 import json
 import os
-import re
+import shutil
 import signal
-import subprocess
-import sys
-import threading
+import socket
+import struct
+import tempfile
+import time
 
-from server import MODEL, PROGRAM, ROOT, Server, gone, run_tests, wait_until
-
-QUESTIONS = ["What is 407 - 1295?", "12 * 34 = ?", "Compute 99 * 87.", "What is 5000 + 4999?"]
-ANSWERS = [-888, 408, 8613, 9999]
+from support import (MODEL, Server, answer_of, children, command_line, expect, expect_equal, in_threads, main, run, stream, sums, test, wait_for)
 
 
-def last_number(text):
-    return int(re.findall(r"-?\d+", text)[-1])
+@test
+def ready_is_the_only_line_and_everything_serves():
+    server = Server()
+    expect_equal(server.request("GET", "/health")[0], 200, "/health")
+    expect_equal(server.request("GET", "/ready")[0], 200, "/ready")
+    models = json.loads(server.request("GET", "/v1/models")[2])
+    expect_equal([model["id"] for model in models["data"]], ["tandem-r1-tiny"], "models")
+    choice = server.chat("What is 407 - 1295?")
+    expect_equal(answer_of(choice["message"]["content"]), "-888", "the answer")
+    expect_equal(choice["finish_reason"], "stop", "finish_reason")
+    expect(choice["message"]["reasoning_content"], "the reasoning is empty")
+    server.stop()
+    expect_equal(server.process.stdout.read(), "", "what follows the ready line")
 
 
-def expect(condition, text):
-    if not condition:
-        raise AssertionError(text)
+@test
+def processes_are_named_for_what_they_are():
+    server = Server()
+    lines = sorted(" ".join(command_line(pid)) for pid in children(server.pid))
+    expect_equal(len(lines), 3, f"children ({lines})")
+    expect(lines[0].startswith("tandem frontend "), lines[0])
+    expect(lines[1].startswith("tandem worker --replica 0 --rank 0 "), lines[1])
+    expect(lines[2].startswith("tandem worker --replica 0 --rank 1 "), lines[2])
+    table = server.errors()
+    for part in ("model", "tandem-r1-tiny", "TP       2 x cpu", "rank 0", "rank 1", "KV ", "blocks of 16", server.url):
+        expect(part in table, f"{part!r} is not in the table:\n{table}")
+    server.stop()
 
 
-def test_sums_are_right_at_every_world_size():
-    for config in ("configs/cpu-x1.yaml", "configs/cpu-x2.yaml", "configs/cpu-x4.yaml"):
-        with Server(config=config) as server:
-            for question, answer in zip(QUESTIONS, ANSWERS):
-                message = server.ask(question)["choices"][0]["message"]
-                expect(last_number(message["content"]) == answer, f"{config}: {question} {message['content']}")
-                expect(message["reasoning_content"], "no reasoning")
+@test(seconds=120)
+def every_topology_gives_the_same_answers():
+    questions = [question for question, _ in sums(8)]
+    answers = []
+    for tp in (1, 2, 4):
+        server = Server(config=f"configs/cpu-x{tp}.yaml")
+        answers.append([server.chat(question)["message"]["content"] for question in questions])
+        server.stop()
+    expect_equal(answers[1], answers[0], "answers at TP 2")
+    expect_equal(answers[2], answers[0], "answers at TP 4")
 
 
-def test_a_killed_worker_is_not_a_killed_stream():
-    with Server() as server:
-        undisturbed = [server.stream(question) for question in QUESTIONS]
-        seeded = server.stream(QUESTIONS[0], temperature=1.5, seed=7)
-        for rank in (0, 1):
-            results = {}
-            counts = [0]
-            victim = server.children(f"--rank {rank}")
-            expect(len(victim) == 1, f"workers of rank {rank}: {victim}")
-            killed = threading.Event()
-
-            def on_event(_event):
-                counts[0] += 1
-                if counts[0] == 40 and not killed.is_set():
-                    killed.set()
-                    os.kill(victim[0], signal.SIGKILL)
-
-            def run(index):
-                try:
-                    if index == len(QUESTIONS):
-                        results[index] = server.stream(QUESTIONS[0], on_event, temperature=1.5, seed=7)
-                    else:
-                        results[index] = server.stream(QUESTIONS[index], on_event)
-                except Exception as error:  # reported below, beside what was wanted
-                    results[index] = error
-
-            threads = [threading.Thread(target=run, args=(i,)) for i in range(len(QUESTIONS) + 1)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-            expect(killed.is_set(), "the streams ended before the kill")
-            for index, wanted in enumerate(undisturbed + [seeded]):
-                expect(results[index] == wanted, f"stream {index}: {results[index]}, undisturbed {wanted}")
-            expect(victim[0] not in server.children("worker"), "the dead worker is still listed")
+@test
+def two_replicas_share_a_listener():
+    server = Server("--set", "replicas=2", config="configs/cpu-x1.yaml")
+    expect_equal(sorted(server.workers()), [(0, 0), (1, 0)], "workers")
+    questions = sums(16)
+    choices = in_threads([lambda q=question: server.chat(q) for question, _ in questions], 16)
+    right = sum(answer_of(choice["message"]["content"]) == answer for choice, (_, answer) in zip(choices, questions))
+    expect(right >= 15, f"{right} of 16 right")
+    server.stop()
 
 
-def test_the_server_comes_back_after_its_front_end_dies():
-    with Server() as server:
-        front = server.children("frontend")
-        os.kill(front[0], signal.SIGKILL)
-
-        def answers():
-            try:
-                return last_number(server.ask(QUESTIONS[1])["choices"][0]["message"]["content"]) == 408
-            except (OSError, RuntimeError):
-                return False
-        expect(wait_until(answers), "no right answer after the front-end's death")
-
-
-def test_nothing_survives_a_killed_supervisor():
-    with Server() as server:
-        children = server.children()
-        expect(len(children) == 3, f"children {children}")
-        server.process.kill()
-        server.process.wait()
-        expect(wait_until(lambda: gone(children), 5), "children survive")
-
-
-def test_sigterm_ends_everything():
-    with Server() as server:
-        children = server.children()
-        server.process.send_signal(signal.SIGTERM)
-        expect(server.process.wait(10) == 0, f"exit code {server.process.returncode}")
-        expect(gone(children), "children survive")
+@test
+def bad_requests_get_their_own_error_and_disturb_nobody():
+    server = Server()
+    question = [{"role": "user", "content": "x"}]
+    cases = [({"messages": question, "model": "nope"}, 404, "nope"),
+             ({"messages": []}, 400, "messages"),
+             ({"messages": question, "temperature": 9}, 400, "temperature"),
+             ({"messages": question, "tools": [{}]}, 400, "tools"),
+             ({"messages": [{"role": "user", "content": "1 " * 5000}]}, 400, "4096"),
+             ({"messages": question, "max_tokens": 5000}, 400, "max_tokens"),
+             ({"messages": question, "n": 0}, 400, "n:"),
+             ({"messages": question, "seeed": 1}, 400, "seed"),
+             ([], 400, "object")]
+    for body, wanted, part in cases:
+        status, _, text = server.request("POST", "/v1/chat/completions", body)
+        message = json.loads(text)["error"]["message"]
+        expect(status == wanted and part in message, f"{str(body)[:80]}: {status} {message}")
+    for data, part in ((b"{", "body"), (b'{"messages": "\xff"}', "body")):
+        with contextlib.closing(server.connect()) as connection:
+            connection.request("POST", "/v1/chat/completions", data, {"Content-Type": "application/json"})
+            reply = connection.getresponse()
+            message = json.loads(reply.read())["error"]["message"]
+            expect(reply.status == 400 and part in message, f"{data}: {reply.status} {message}")
+    expect_equal(server.request("GET", "/nowhere")[0], 404, "status of an unknown path")
+    expect_equal(answer_of(server.chat("3 + 4 = ?")["message"]["content"]), "7", "the answer")
+    server.stop()
 
 
-def test_bad_requests_get_their_own_error_and_disturb_nobody():
-    cases = [
-        ({"messages": [{"role": "user", "content": "x"}], "model": "nope"}, 404, "nope"),
-        ({"model": MODEL, "messages": []}, 400, "messages"),
-        ({"model": MODEL, "messages": [{"role": "user", "content": "x"}], "temperature": 9}, 400, "temperature"),
-        ({"model": MODEL, "messages": [{"role": "user", "content": "x"}], "tools": [{}]}, 400, "tools"),
-        ({"model": MODEL, "messages": [{"role": "user", "content": "1 " * 5000}]}, 400, "4096"),
-    ]
-    with Server() as server:
-        for body, status, word in cases:
-            got, text = server.request("POST", "/v1/chat/completions", body)
-            message = json.loads(text)["error"]["message"]
-            expect(got == status and word in message.replace(",", ""), f"{got} {message}, wanted {status} with {word}")
-        expect(server.request("GET", "/health")[0] == 200, "/health")
-        expect(server.request("GET", "/ready")[0] == 200, "/ready")
-        expect(MODEL in server.request("GET", "/v1/models")[1], "/v1/models")
-        expect("vllm:num_requests_running" in server.request("GET", "/metrics")[1], "/metrics")
-        expect(last_number(server.ask(QUESTIONS[3])["choices"][0]["message"]["content"]) == 9999, "a sum")
+def end_by(number):
+    server = Server()
+    server.note_children()
+    server.send_signal(number)
+    expect_equal(server.wait(5), 0, "exit code")
+    expect_equal(server.left_running(), [], "processes left")
 
 
-def test_wrong_configurations_are_refused_before_anything_starts():
-    cases = [("engine.max_num_seq=3", "max_num_seqs"), ("tp=99", "tp"), ("http.port=high", "http.port")]
-    for assignment, word in cases:
-        ended = subprocess.run([PROGRAM, "serve", str(ROOT / "configs/cpu-x2.yaml"), "--set", assignment],
-                               capture_output=True, text=True, timeout=20)
-        expect(ended.returncode != 0 and word in ended.stderr, f"{assignment}: {ended.returncode} {ended.stderr}")
-        expect(ended.stdout == "", f"standard output: {ended.stdout}")
+@test
+def sigterm_ends_it():
+    end_by(signal.SIGTERM)
 
 
-sys.exit(run_tests(globals()))
+@test
+def sigint_ends_it():
+    end_by(signal.SIGINT)
+
+
+@test
+def running_answers_may_end_and_new_ones_are_refused():
+    server = Server("--set", "drain_timeout=30")
+    seen = []
+
+    def note(result):
+        if not seen:
+            seen.append(len(result["tokens"]))
+            server.send_signal(signal.SIGTERM)
+            wait_for(lambda: server.request("GET", "/ready")[0] == 503, "/ready to say no", 10)
+
+    result = stream(server, {"messages": [{"role": "user", "content": "12 * 34 = ?"}], "temperature": 0}, note)
+    expect_equal(answer_of(result["text"]), "408", "the answer that was under way")
+    expect_equal(server.wait(), 0, "exit code")
+    expect_equal(server.left_running(), [], "processes left")
+
+
+@test
+def a_second_signal_does_not_wait():
+    server = Server("--set", "drain_timeout=1000")
+    body = {"messages": [{"role": "user", "content": "12 * 34 = ?"}], "ignore_eos": True, "max_tokens": 3000}
+    ends = []
+
+    def note(result):
+        if len(result["tokens"]) >= 5 and not ends:
+            ends.append(1)
+            server.send_signal(signal.SIGTERM)
+            wait_for(lambda: "second signal" in server.errors(), "the drain to begin")
+            server.send_signal(signal.SIGTERM)
+
+    broken = in_threads([lambda: stream(server, body, note)], 1)[0]
+    expect_equal(server.wait(5), 0, "exit code")
+    expect(isinstance(broken, Exception) or broken["error"], "the cut stream looks whole")
+    expect_equal(server.left_running(), [], "processes left")
+
+
+@test
+def nothing_survives_a_killed_supervisor():
+    server = Server()
+    server.note_children()
+    expect_equal(len(server.all_pids), 3, "children")
+    server.send_signal(signal.SIGKILL)
+    server.wait()
+    wait_for(lambda: not server.left_running(), "the children's end", 5)
+
+
+@test
+def a_supervisor_killed_while_it_starts_leaves_nothing():
+    for delay in (0.0, 0.02, 0.05, 0.1, 0.2):
+        server = Server(ready=False)
+        time.sleep(delay)
+        server.note_children()
+        server.send_signal(signal.SIGKILL)
+        server.wait()
+        wait_for(lambda: not server.left_running(), "the children's end", 5)
+
+
+@test
+def children_ignore_what_a_terminal_sends():
+    server = Server()
+    for pid in children(server.pid):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            os.kill(pid, number)
+    expect_equal(answer_of(server.chat("3 + 4 = ?")["message"]["content"]), "7", "the answer")
+    expect("restart" not in server.errors(), "something was started again")
+    server.stop()
+
+
+@test
+def a_port_in_use_is_named():
+    with contextlib.closing(socket.socket()) as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        code, out, errors = run("serve", "configs/cpu-x2.yaml", "--set", f"http.port={port}")
+    expect_equal((code, out), (1, ""), f"exit code and output ({errors})")
+    expect(f"http.port: port {port} of 127.0.0.1 is in use" in errors, errors)
+
+
+def broken_model(change):
+    """A copy of the model after `change(directory)`; returns the temporary directory."""
+    folder = tempfile.TemporaryDirectory()
+    directory = os.path.join(folder.name, "broken")
+    shutil.copytree(MODEL, directory)
+    change(directory)
+    return folder, directory
+
+
+def truncate_weights(directory):
+    path = os.path.join(directory, "model.safetensors")
+    os.truncate(path, os.path.getsize(path) - 1000)
+
+
+def misname_tensor(directory):
+    path = os.path.join(directory, "model.safetensors")
+    with open(path, "r+b") as file:
+        size = struct.unpack("<Q", file.read(8))[0]
+        header = file.read(size).replace(b"model.layers.3.mlp.up_proj.weight", b"model.layers.3.mlp.up_prog.weight")
+        file.seek(8)
+        file.write(header)
+
+
+def widen_config(directory):
+    path = os.path.join(directory, "config.json")
+    with open(path) as file:
+        config = json.load(file)
+    config["intermediate_size"] += 64
+    with open(path, "w") as file:
+        json.dump(config, file)
+
+
+def remove_weights(directory):
+    os.unlink(os.path.join(directory, "model.safetensors"))
+
+
+def break_tokenizer(directory):
+    with open(os.path.join(directory, "tokenizer.json"), "w") as file:
+        file.write("{")
+
+
+def break_config(directory):
+    with open(os.path.join(directory, "config.json"), "w") as file:
+        file.write("[]")
+
+
+@test(seconds=120)
+def models_that_cannot_be_served_end_the_start_with_their_cause():
+    cases = [(truncate_weights, "model.safetensors"), (misname_tensor, "up_proj"), (widen_config, "config.json asks for"),
+             (remove_weights, "model.safetensors"), (break_tokenizer, "tokenizer.json"), (break_config, "config.json")]
+    for change, part in cases:
+        folder, directory = broken_model(change)
+        with folder:
+            code, out, errors = run("serve", "--model", directory, "--tp", "2", "--set", "http.port=0", "--set",
+                                    "memory_limit_gib=0.25")
+        expect_equal((code, out), (1, ""), f"{change.__name__}: exit code and output ({errors})")
+        expect(part in errors, f"{change.__name__}: {part!r} is not named:\n{errors}")
+        expect("up again" not in errors, f"{change.__name__}: it was tried again")
+
+
+@test(seconds=120)
+def configurations_that_cannot_be_are_refused_before_anything_starts():
+    folder = tempfile.TemporaryDirectory()
+    path = os.path.join(folder.name, "bad.yaml")
+    cases = [("engine:\n  max_num_seq: 3\n", "bad.yaml:3:3: engine.max_num_seq: unknown key; did you mean "
+              "engine.max_num_seqs?"),
+             ("tp: two\n", "bad.yaml:2:5: tp: must be a whole number from 1 to 16"),
+             ("engine: {max_model_len: 5000}\n", "engine.max_model_len: 5000 is more than the model's 4096"),
+             ("memory_limit_gib: 0.001\n", "memory_limit_gib"),
+             ("http: {host: 0.0.0.0}\n", "give api_key_file")]
+    with folder:
+        for text, part in cases:
+            with open(path, "w") as file:
+                file.write(f"model: {MODEL}\n{text}")
+            code, out, errors = run("serve", path)
+            expect_equal((code, out), (1, ""), f"{text!r}: exit code and output ({errors})")
+            expect(part in errors, f"{text!r}: {part!r} is not said:\n{errors}")
+    code, _, errors = run("serve", "configs/cpu-x2.yaml", "--set", "http.prot=0")
+    expect_equal(code, 2, f"exit code of a wrong flag ({errors})")
+    expect("did you mean http.port?" in errors, errors)
+    code, _, errors = run("serve")
+    expect_equal(code, 2, f"exit code without a model ({errors})")
+    code, _, errors = run("serve", "/does/not/exist.yaml")
+    expect_equal(code, 1, f"exit code of a missing file ({errors})")
+    expect("/does/not/exist.yaml" in errors, errors)
+
+
+@test
+def keys_of_a_file_are_asked_for():
+    with tempfile.NamedTemporaryFile("w", suffix=".keys") as file:
+        file.write("# people\nsecret-one\nsecret-two\n")
+        file.flush()
+        server = Server("--set", f"api_key_file={file.name}", "--set", "http.host=0.0.0.0")
+        expect_equal(server.host, "0.0.0.0", "the address")
+        server.host = "127.0.0.1"
+        body = {"messages": [{"role": "user", "content": "3 + 4 = ?"}], "temperature": 0}
+        expect_equal(server.request("POST", "/v1/chat/completions", body)[0], 401, "status without a key")
+        wrong = {"Authorization": "Bearer secret"}
+        expect_equal(server.request("POST", "/v1/chat/completions", body, wrong)[0], 401, "status with a wrong key")
+        right = {"Authorization": "Bearer secret-two"}
+        expect_equal(server.request("POST", "/v1/chat/completions", body, right)[0], 200, "status with a key")
+        with tempfile.NamedTemporaryFile("w", suffix=".key") as one:
+            one.write("secret-one\n")
+            one.flush()
+            code, out, errors = run("chat", f"127.0.0.1:{server.port}", "--once", "3 + 4 = ?", "--api-key-file", one.name)
+            expect_equal(code, 0, f"exit code of chat ({errors})")
+            expect_equal(answer_of(out), "7", "the answer in the chat")
+        server.stop()
+
+
+if __name__ == "__main__":
+    main()

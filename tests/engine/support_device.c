@@ -313,12 +313,11 @@ uint32_t device_backlog(const struct device *device) {
     return (uint32_t)(device->submitted - device->taken);
 }
 
-static uint32_t visit_rows(const struct device_step *step, void (*visit)(void *context, uint64_t seed, uint32_t choice),
-                           void *context) {
-    for (uint32_t i = 0; visit != NULL && i < step->n_rows; i++) {
+static void visit_rows(const struct device_step *step, void (*visit)(void *context, uint64_t seed, uint32_t choice),
+                       void *context) {
+    for (uint32_t i = 0; i < step->n_rows; i++) {
         visit(context, step->rows[i].seed, step->rows[i].choice);
     }
-    return step->n_rows;
 }
 
 void device_in_flight(const struct device *device, void (*visit)(void *context, uint64_t seed, uint32_t choice),
@@ -328,9 +327,15 @@ void device_in_flight(const struct device *device, void (*visit)(void *context, 
     }
 }
 
-uint32_t device_newest_rows(const struct device *device, void (*visit)(void *context, uint64_t seed, uint32_t choice),
-                            void *context) {
-    return visit_rows(&device->steps[device->submitted % MAX_STEPS], visit, context);
+void device_newest_rows(const struct device *device, void (*visit)(void *context, uint64_t seed, uint32_t choice),
+                        void *context) {
+    visit_rows(&device->steps[device->submitted % MAX_STEPS], visit, context);
+}
+
+void device_newest_step(const struct device *device, struct step_view *view) {
+    const struct device_step *step = &device->steps[device->submitted % MAX_STEPS];
+    enum status status = step_body_check(step->body, step->bytes, &device->config.limits, view);
+    CHECK(status == STATUS_OK, "%s", status_text());
 }
 
 uint64_t device_tokens_computed(const struct device *device) {

@@ -42,9 +42,11 @@ uint32_t device_backlog(const struct device *device);
 /* Visits every row of the steps that the engine has not taken back. */
 void device_in_flight(const struct device *device, void (*visit)(void *context, uint64_t seed, uint32_t choice),
                       void *context);
-/* Visits the rows of the newest submitted step and returns their number; `visit` may be NULL. */
-uint32_t device_newest_rows(const struct device *device, void (*visit)(void *context, uint64_t seed, uint32_t choice),
-                            void *context);
+/* Visits the rows of the newest submitted step. */
+void device_newest_rows(const struct device *device, void (*visit)(void *context, uint64_t seed, uint32_t choice),
+                        void *context);
+/* The newest submitted step; valid until the fourth one after it. */
+void device_newest_step(const struct device *device, struct step_view *view);
 uint64_t device_tokens_computed(const struct device *device);
 
 /* ---- the model: the one definition of what comes out, shared by device and oracle */

@@ -11,42 +11,15 @@
 #include "runtime/base/check.h"
 #include "runtime/base/hash.h"
 #include "runtime/base/log.h"
-#include "runtime/base/rng.h"
 #include "runtime/engine/engine.h"
 #include "tests/engine/support_device.h"
+#include "tests/engine/support_scenario.h"
 
-#define MAX_REQUESTS 48
-#define MAX_LEN 96
-#define MAX_STOPS 3
-#define MAX_BIAS 3
 #define DISTURBED_ROUNDS 3000 /* after these nothing dies and nobody cancels any more */
 #define MAX_ROUNDS 200000     /* by then all has ended, or something hangs */
 
-enum request_state { REQUEST_TO_COME, REQUEST_LIVE, REQUEST_OVER };
-
-struct request {
-    enum request_state state;
-    struct journal_params params;
-    uint32_t prompt[MAX_LEN], stop_ids[MAX_STOPS];
-    struct step_bias bias[MAX_BIAS];
-    uint8_t blob[16];
-    struct device_fault fault;
-    uint32_t reader_stop; /* the reader ends it after that many tokens; 0: never */
-    uint32_t patience;    /* the reader cancels after that many tokens; UINT32_MAX: never */
-    uint32_t hurry;       /* its deadline, from when it is submitted; 0: none */
-    /* what must come out, undisturbed */
-    uint32_t expected[MAX_LEN + 1], n_expected;
-    enum journal_finish expected_finish;
-    /* what was seen */
-    struct journal_handle handle;
-    bool notified, ended_by_reader;
-    uint32_t n_read;
-    uint32_t deaths, read_at_death; /* counted here, not by the engine */
-};
-
 struct sim {
-    uint64_t seed, rng;
-    struct step_limits limits;
+    struct scenario scenario;
     struct engine_config config;
     int memfd;
     size_t journal_bytes;
@@ -59,35 +32,32 @@ struct sim {
     uint32_t epoch;
     uint64_t now;
     uint64_t round;
-    struct request requests[MAX_REQUESTS];
-    uint32_t n_requests, next_request;
+    uint32_t next_request;
+    const struct request *suspect;                       /* has a row in the step that is looked at */
     uint32_t death_chance, frontend_chance, slow_chance; /* per 10,000 rounds */
-    uint64_t steps_seen;
     struct sim_totals *totals;
 };
 
-static uint64_t current_seed;
+static char seed_text[64];
 
 static void on_abort(int signal_number) {
-    char text[64];
-    int size = snprintf(text, sizeof text, "the simulator's seed is %llu\n", (unsigned long long)current_seed);
-    ssize_t put = write(2, text, (size_t)size);
+    ssize_t put = write(2, seed_text, strlen(seed_text));
     (void)put;
     signal(signal_number, SIG_DFL);
     raise(signal_number);
 }
 
 static uint32_t pick(struct sim *sim, uint32_t below) {
-    return (uint32_t)(rng_next(&sim->rng) % below);
+    return scenario_pick(&sim->scenario, below);
 }
 
 static bool chance(struct sim *sim, uint32_t percent) {
-    return pick(sim, 100) < percent;
+    return scenario_chance(&sim->scenario, percent);
 }
 
 static struct request *find(struct sim *sim, uint64_t seed, uint32_t choice) {
-    for (uint32_t i = 0; i < sim->n_requests; i++) {
-        struct request *request = &sim->requests[i];
+    for (uint32_t i = 0; i < sim->scenario.n_requests; i++) {
+        struct request *request = &sim->scenario.requests[i];
         if (request->params.sampling.seed == seed && request->params.sampling.choice == choice) {
             return request;
         }
@@ -96,146 +66,11 @@ static struct request *find(struct sim *sim, uint64_t seed, uint32_t choice) {
     return NULL;
 }
 
-/* ---- the scenario */
-
-static struct step_sampling random_sampling(struct sim *sim, uint64_t seed) {
-    struct step_sampling sampling = {.seed = seed, .top_p = 1, .repetition_penalty = 1, .n_logprobs = -1};
-    if (chance(sim, 50)) {
-        sampling.temperature = (float)pick(sim, 20) / 10;
-        sampling.top_k = pick(sim, 5);
-        sampling.top_p = (float)(1 + pick(sim, 10)) / 10;
-        sampling.presence_penalty = (float)pick(sim, 3);
-    }
-    if (chance(sim, 30)) {
-        sampling.n_logprobs = (int32_t)pick(sim, STEP_MAX_LOGPROBS + 1);
-    }
-    return sampling;
-}
-
-static void random_prompt(struct sim *sim, struct request *request) {
-    uint32_t vocab = sim->limits.vocab_size;
-    uint32_t most = sim->limits.max_len - 1;
-    uint32_t n = 1 + pick(sim, chance(sim, 20) ? most : most / 2);
-    /* A few families of prefixes, so that the cache has something to find. */
-    uint32_t family = pick(sim, 3), shared = chance(sim, 60) ? pick(sim, n + 1) : 0;
-    for (uint32_t i = 0; i < n; i++) {
-        request->prompt[i] = i < shared ? (family * 7 + i * 3) % vocab : pick(sim, vocab);
-    }
-    request->params.n_prompt = n;
-    request->params.max_tokens = 1 + pick(sim, chance(sim, 20) ? 2 * sim->limits.max_len : 20);
-}
-
-static uint64_t most_tokens(const struct sim *sim, const struct request *request) {
-    uint32_t room = sim->limits.max_len - request->params.n_prompt;
-    return request->params.max_tokens < room ? request->params.max_tokens : room;
-}
-
-/* The undisturbed computation. */
-static void foresee(const struct sim *sim, struct request *request) {
-    const struct journal_params *params = &request->params;
-    uint32_t ids[MAX_LEN + 1], n_ids = params->n_prompt;
-    memcpy(ids, request->prompt, n_ids * sizeof ids[0]);
-    struct step_sampling sampling = params->sampling;
-    sampling.prompt_len = params->n_prompt;
-    sampling.bias_count = params->n_bias;
-    uint64_t content = 0;
-    for (uint32_t pos = 0; pos + 1 < n_ids; pos++) {
-        content = model_content(content, ids[pos], pos);
-    }
-    request->expected_finish = JOURNAL_RUNNING;
-    while (request->expected_finish == JOURNAL_RUNNING) {
-        if (n_ids > request->fault.nan_from || n_ids > request->fault.kill_from) {
-            request->expected_finish = JOURNAL_FINISH_ERROR;
-            return;
-        }
-        struct step_result result;
-        content = model_content(content, ids[n_ids - 1], n_ids - 1);
-        model_draw(content, &sampling, request->bias, n_ids, sim->limits.vocab_size, &result);
-        ids[n_ids++] = result.id;
-        request->expected[request->n_expected++] = result.id;
-        for (uint32_t i = 0; i < params->n_stop_ids; i++) {
-            if (request->stop_ids[i] == result.id) {
-                request->expected_finish = JOURNAL_FINISH_STOP;
-            }
-        }
-        if (request->expected_finish == JOURNAL_RUNNING && request->n_expected == most_tokens(sim, request)) {
-            request->expected_finish = JOURNAL_FINISH_LENGTH;
-        }
-    }
-}
-
-static void random_request(struct sim *sim, uint32_t index) {
-    struct request *request = &sim->requests[index];
-    memset(request, 0, sizeof *request);
-    struct journal_params *params = &request->params;
-    params->sampling = random_sampling(sim, sim->seed * 1000 + index);
-    random_prompt(sim, request);
-    memcpy(params->request_id, &index, sizeof index);
-    params->user = index;
-    params->flags = chance(sim, 80) ? JOURNAL_SURVIVES_FRONTEND : 0;
-    params->n_stop_ids = pick(sim, MAX_STOPS + 1);
-    for (uint32_t i = 0; i < params->n_stop_ids; i++) {
-        request->stop_ids[i] = pick(sim, sim->limits.vocab_size);
-    }
-    params->n_bias = chance(sim, 20) ? pick(sim, MAX_BIAS + 1) : 0;
-    for (uint32_t i = 0; i < params->n_bias; i++) {
-        request->bias[i] = (struct step_bias){.id = pick(sim, sim->limits.vocab_size), .value = (float)pick(sim, 9)};
-    }
-    params->n_blob = pick(sim, sizeof request->blob + 1);
-    memset(request->blob, (int)index, sizeof request->blob);
-    request->fault = (struct device_fault){.nan_from = DEVICE_NEVER, .kill_from = DEVICE_NEVER};
-    if (chance(sim, 4)) {
-        request->fault.nan_from = pick(sim, sim->limits.max_len);
-    } else if (chance(sim, 2)) {
-        request->fault.kill_from = pick(sim, sim->limits.max_len);
-    }
-    request->reader_stop = chance(sim, 15) ? 1 + pick(sim, 12) : 0;
-    request->hurry = chance(sim, 6) ? 1 + pick(sim, 20000) : 0;
-    request->patience = chance(sim, 12) ? pick(sim, 10) : UINT32_MAX;
-}
-
-/* Choices of one request: the same but for the choice's number. */
-static void random_requests(struct sim *sim) {
-    sim->n_requests = 8 + pick(sim, MAX_REQUESTS - 8);
-    for (uint32_t i = 0; i < sim->n_requests;) {
-        uint32_t n = chance(sim, 15) ? 2 + pick(sim, 4) : 1;
-        random_request(sim, i);
-        for (uint32_t k = 1; k < n && i + k < sim->n_requests; k++) {
-            sim->requests[i + k] = sim->requests[i];
-            sim->requests[i + k].params.sampling.choice = k;
-            sim->requests[i + k].params.user = i + k;
-        }
-        for (uint32_t k = 0; k < n && i + k < sim->n_requests; k++) {
-            foresee(sim, &sim->requests[i + k]);
-        }
-        i += n;
-    }
-}
-
-static void random_limits(struct sim *sim) {
-    uint32_t block_size = chance(sim, 70) ? 4 : chance(sim, 50) ? 16 : 1;
-    uint32_t max_len = 16 + pick(sim, MAX_LEN - 16);
-    uint32_t full = (max_len + block_size - 1) / block_size;
-    uint32_t n_slots = 1 + pick(sim, 8);
-    uint32_t max_tokens = chance(sim, 20) ? 1 + pick(sim, 8) : 8 + pick(sim, 64);
-    uint32_t n_blocks = 1 + (chance(sim, 15)   ? full / 2 + 1
-                             : chance(sim, 60) ? full + pick(sim, full)
-                                               : full * n_slots);
-    sim->limits = (struct step_limits){.max_rows = chance(sim, 80) ? n_slots : 1 + pick(sim, n_slots),
-                                       .max_tokens = max_tokens,
-                                       .n_slots = n_slots,
-                                       .max_len = max_len,
-                                       .block_size = block_size,
-                                       .n_blocks = n_blocks,
-                                       .vocab_size = 5 + pick(sim, 60),
-                                       .max_ids = max_len + max_tokens};
-}
-
 /* ---- engine and group */
 
 static void on_notify(void *context, struct journal_handle handle, uint64_t user) {
     struct sim *sim = context;
-    struct request *request = &sim->requests[user];
+    struct request *request = &sim->scenario.requests[user];
     CHECK(request->state == REQUEST_LIVE && request->handle.slot == handle.slot &&
               request->handle.generation == handle.generation,
           "news of request %llu, which is not live", (unsigned long long)user);
@@ -298,13 +133,13 @@ static void frontend_death(struct sim *sim) {
     sim->frontend_dies = false;
     CHECK(sim->device == NULL, "the port outlives the engine");
     journal_close(sim->journal);
-    for (uint32_t i = 0; i < sim->n_requests; i++) {
-        sim->requests[i].notified = true; /* the new front-end looks at everything */
+    for (uint32_t i = 0; i < sim->scenario.n_requests; i++) {
+        sim->scenario.requests[i].notified = true; /* the new front-end looks at everything */
     }
     open_engine(sim, false);
     sim->totals->frontend_deaths++;
-    for (uint32_t i = 0; i < sim->n_requests; i++) {
-        struct request *request = &sim->requests[i];
+    for (uint32_t i = 0; i < sim->scenario.n_requests; i++) {
+        struct request *request = &sim->scenario.requests[i];
         uint32_t n_output;
         enum journal_finish finish;
         bool survives = (request->params.flags & JOURNAL_SURVIVES_FRONTEND) != 0;
@@ -321,11 +156,17 @@ static void frontend_death(struct sim *sim) {
     }
 }
 
-static void on_alone(void *context, uint64_t seed, uint32_t choice) {
+static void on_company(void *context, uint64_t seed, uint32_t choice) {
+    struct sim *sim = context;
+    CHECK(find(sim, seed, choice) == sim->suspect, "a suspect has company");
+}
+
+static void on_row(void *context, uint64_t seed, uint32_t choice) {
     struct sim *sim = context;
     struct request *request = find(sim, seed, choice);
     if (request->state == REQUEST_LIVE && journal_deaths(sim->journal, request->handle) >= 2) {
-        CHECK(device_newest_rows(sim->device, NULL, NULL) == 1, "a suspect has company");
+        sim->suspect = request;
+        device_in_flight(sim->device, on_company, sim);
         sim->totals->alone_steps++;
     }
 }
@@ -335,7 +176,7 @@ static void tick(struct sim *sim) {
     engine_tick(sim->engine, sim->now);
     engine_check(sim->engine);
     if (sim->device != NULL && device_backlog(sim->device) > 0 && device_backlog(sim->device) >= before) {
-        device_newest_rows(sim->device, on_alone, sim);
+        device_newest_rows(sim->device, on_row, sim);
     }
     CHECK(sim->device == NULL || device_backlog(sim->device) <= (sim->config.overlap ? 2 : 1), "%u steps in flight",
           device_backlog(sim->device));
@@ -359,7 +200,7 @@ static void check_token(const struct sim *sim, const struct request *request, co
         /* The draw puts its token first and counts on from it. */
         CHECK(token->n_top == (uint32_t)n_logprobs && token->top_id[0] == token->id &&
                   token->top_id[n_logprobs - 1] ==
-                      (token->top_id[0] + (uint32_t)n_logprobs - 1) % sim->limits.vocab_size &&
+                      (token->top_id[0] + (uint32_t)n_logprobs - 1) % sim->scenario.limits.vocab_size &&
                   token->top_logprob[0] - token->top_logprob[n_logprobs - 1] == (float)(n_logprobs - 1),
               "log-probabilities of token %u", at);
     }
@@ -407,9 +248,9 @@ static void check_end(struct sim *sim, struct request *request, const struct jou
 }
 
 static void check_fixed(struct sim *sim, const struct request *request) {
-    uint32_t prompt[MAX_LEN], stop_ids[MAX_STOPS];
-    struct step_bias bias[MAX_BIAS];
-    uint8_t blob[16];
+    uint32_t prompt[SCENARIO_LEN], stop_ids[SCENARIO_STOPS];
+    struct step_bias bias[SCENARIO_BIAS];
+    uint8_t blob[SCENARIO_BLOB];
     enum status status = journal_read_fixed(sim->journal, request->handle, prompt, stop_ids, bias, blob);
     const struct journal_params *params = &request->params;
     CHECK(status == STATUS_OK && memcmp(prompt, request->prompt, params->n_prompt * sizeof prompt[0]) == 0 &&
@@ -457,9 +298,9 @@ static void read_one(struct sim *sim, struct request *request) {
 }
 
 static void read_some(struct sim *sim) {
-    for (uint32_t i = 0; i < sim->n_requests; i++) {
-        if (sim->requests[i].state == REQUEST_LIVE && sim->requests[i].notified && chance(sim, 70)) {
-            read_one(sim, &sim->requests[i]);
+    for (uint32_t i = 0; i < sim->scenario.n_requests; i++) {
+        if (sim->scenario.requests[i].state == REQUEST_LIVE && sim->scenario.requests[i].notified && chance(sim, 70)) {
+            read_one(sim, &sim->scenario.requests[i]);
         }
     }
 }
@@ -467,10 +308,10 @@ static void read_some(struct sim *sim) {
 /* ---- rounds */
 
 static void submit_next(struct sim *sim) {
-    if (sim->next_request == sim->n_requests) {
+    if (sim->next_request == sim->scenario.n_requests) {
         return;
     }
-    struct request *request = &sim->requests[sim->next_request];
+    struct request *request = &sim->scenario.requests[sim->next_request];
     if (request->hurry > 0) {
         request->params.deadline_ns = sim->now + request->hurry;
     }
@@ -481,8 +322,8 @@ static void submit_next(struct sim *sim) {
                                     .blob = request->blob};
     enum status status = engine_submit(sim->engine, &wanted, sim->now, &request->handle);
     engine_check(sim->engine);
-    uint64_t positions = request->params.n_prompt + most_tokens(sim, request) - 1;
-    bool too_long = positions > (uint64_t)(sim->limits.n_blocks - 1) * sim->limits.block_size;
+    uint64_t positions = request->params.n_prompt + scenario_most_tokens(&sim->scenario, request) - 1;
+    bool too_long = positions > (uint64_t)(sim->scenario.limits.n_blocks - 1) * sim->scenario.limits.block_size;
     if (status == STATUS_BUSY) {
         sim->totals->refused_busy++;
         return;
@@ -514,7 +355,7 @@ static void disturb(struct sim *sim) {
         frontend_death(sim);
     }
     if (pick(sim, 10000) < 20) {
-        struct request *request = &sim->requests[pick(sim, sim->n_requests)];
+        struct request *request = &sim->scenario.requests[pick(sim, sim->scenario.n_requests)];
         if (request->state == REQUEST_LIVE && !request->ended_by_reader) {
             request->ended_by_reader = true;
             engine_end(sim->engine, request->handle, JOURNAL_FINISH_CANCELLED, request->n_read);
@@ -556,8 +397,8 @@ static void one_round(struct sim *sim) {
 }
 
 static bool all_over(const struct sim *sim) {
-    for (uint32_t i = 0; i < sim->n_requests; i++) {
-        if (sim->requests[i].state != REQUEST_OVER) {
+    for (uint32_t i = 0; i < sim->scenario.n_requests; i++) {
+        if (sim->scenario.requests[i].state != REQUEST_OVER) {
             return false;
         }
     }
@@ -576,9 +417,7 @@ static void check_rest(struct sim *sim) {
 }
 
 static void setup(struct sim *sim) {
-    random_limits(sim);
-    random_requests(sim);
-    sim->n_slots = 2 + pick(sim, 2 * sim->limits.n_slots + 8);
+    sim->n_slots = 2 + pick(sim, 2 * sim->scenario.limits.n_slots + 8);
     size_t pool = (size_t)(8 + pick(sim, 64)) * 4096;
     sim->journal_bytes = journal_bytes(sim->n_slots, pool);
     enum status status = memfd_make("sim-journal", sim->journal_bytes, &sim->memfd);
@@ -586,23 +425,22 @@ static void setup(struct sim *sim) {
     sim->death_chance = chance(sim, 50) ? pick(sim, 80) : 0;
     sim->frontend_chance = chance(sim, 30) ? pick(sim, 40) : 0;
     sim->slow_chance = pick(sim, 9000);
-    sim->config = (struct engine_config){.limits = sim->limits,
+    sim->config = (struct engine_config){.limits = sim->scenario.limits,
                                          .queue_max = 1 + pick(sim, 20),
                                          .prefix_cache = chance(sim, 80),
                                          .overlap = chance(sim, 70),
                                          .notify = on_notify,
                                          .context = sim};
     sim->device_config =
-        (struct device_config){.limits = sim->limits, .fault = fault_of, .closed = on_closed, .context = sim};
+        (struct device_config){.limits = sim->scenario.limits, .fault = fault_of, .closed = on_closed, .context = sim};
 }
 
 void sim_run(uint64_t seed, struct sim_totals *totals) {
     static struct sim sim;
     memset(&sim, 0, sizeof sim);
-    sim.seed = seed;
-    sim.rng = seed * 0x9E3779B97F4A7C15ull + 1;
+    scenario_make(&sim.scenario, seed);
     sim.totals = totals;
-    current_seed = seed;
+    snprintf(seed_text, sizeof seed_text, "the simulator's seed is %llu\n", (unsigned long long)seed);
     signal(SIGABRT, on_abort);
     log_setup(LOG_ERROR, "sim");
     setup(&sim);

@@ -1,21 +1,14 @@
-#include <sys/stat.h>
+#include <limits.h>
 #include <unistd.h>
 
 #include "launcher/config_table.h"
 #include "tests/harness/test.h"
-
-static char model_dir[256];
+#include "tests/launcher/support_folder.h"
 
 /* A directory that passes for a model's, as far as a configuration looks. */
 static const char *make_model(void) {
-    snprintf(model_dir, sizeof model_dir, "/tmp/tandem_config_XXXXXX");
-    EXPECT(mkdtemp(model_dir) != NULL);
-    char path[300];
-    snprintf(path, sizeof path, "%s/config.json", model_dir);
-    FILE *file = fopen(path, "w");
-    fputs("{}", file);
-    fclose(file);
-    return model_dir;
+    test_folder_write("config.json", "{}");
+    return test_folder();
 }
 
 static enum status read_text(struct config *config, const char *text) {
@@ -26,7 +19,7 @@ static enum status read_text(struct config *config, const char *text) {
 /* Reads and checks a file of one line beside a good model. */
 static enum status check_line(const char *line) {
     struct config config;
-    char text[1000];
+    char text[2 * PATH_MAX + 200];
     snprintf(text, sizeof text, "model: %s\n%s\n", make_model(), line);
     TRY(read_text(&config, text));
     enum status status = config_finish(&config);
@@ -180,7 +173,7 @@ TEST(a_listener_for_others_wants_keys) {
     EXPECT_OK(check_line("http: {host: localhost}"));
     EXPECT_FAILS(check_line("http: {host: 0.0.0.0}\napi_key_file: /does/not/exist"), STATUS_NOT_FOUND,
                  "f.yaml:3:15: api_key_file: no file of API keys at /does/not/exist");
-    char line[300];
+    char line[PATH_MAX + 100];
     snprintf(line, sizeof line, "http: {host: 0.0.0.0}\napi_key_file: %s/config.json", make_model());
     EXPECT_OK(check_line(line));
     EXPECT(config_host_is_loopback("::1") && config_host_is_loopback("127.1.2.3"));
@@ -188,15 +181,12 @@ TEST(a_listener_for_others_wants_keys) {
 }
 
 TEST(paths_are_looked_for_beside_the_file_first) {
-    make_model();
-    char inner[300];
-    char file[300];
-    char text[300];
-    snprintf(inner, sizeof inner, "%s/inner", model_dir);
-    EXPECT(mkdir(inner, 0700) == 0);
-    snprintf(text, sizeof text, "%s/inner/config.json", model_dir);
-    fclose(fopen(text, "w"));
-    snprintf(file, sizeof file, "%s/f.yaml", model_dir);
+    test_folder_mkdir("inner");
+    test_folder_write("inner/config.json", "{}");
+    char inner[PATH_MAX];
+    char file[PATH_MAX];
+    snprintf(inner, sizeof inner, "%s/inner", test_folder());
+    snprintf(file, sizeof file, "%s/f.yaml", test_folder());
     struct config config;
     config_init(&config);
     EXPECT_OK(config_read_text(&config, file, "model: inner", 12));
@@ -210,7 +200,7 @@ TEST(paths_are_looked_for_beside_the_file_first) {
     EXPECT_OK(config_read_text(&config, file, "tp: 1", 5));
     EXPECT_OK(config_set_flag(&config, "--model", "model", "inner"));
     EXPECT_FAILS(config_finish(&config), STATUS_NOT_FOUND, "no model directory at inner");
-    EXPECT(chdir(model_dir) == 0);
+    EXPECT(chdir(test_folder()) == 0);
     EXPECT_OK(config_finish(&config));
     EXPECT_TEXT(config.model, inner);
     config_free(&config);
@@ -220,8 +210,8 @@ TEST(a_missing_model_is_named) {
     struct config config;
     config_init(&config);
     EXPECT_FAILS(config_finish(&config), STATUS_INVALID, "model: is missing");
-    EXPECT_OK(config_set(&config, "model=/tmp"));
-    EXPECT_FAILS(config_finish(&config), STATUS_NOT_FOUND, "/tmp holds no readable config.json");
+    EXPECT_OK(config_set_flag(&config, "--model", "model", test_folder()));
+    EXPECT_FAILS(config_finish(&config), STATUS_NOT_FOUND, " holds no readable config.json");
     EXPECT_OK(config_set(&config, "model=/does/not/exist"));
     EXPECT_FAILS(config_finish(&config), STATUS_NOT_FOUND, "no model directory at /does/not/exist");
     config_free(&config);
@@ -230,7 +220,7 @@ TEST(a_missing_model_is_named) {
 
 /* What show prints is read back as the same, for awkward values too. */
 TEST(printing_loads_to_the_same_again) {
-    char text[2000];
+    char text[PATH_MAX + 1000];
     snprintf(text, sizeof text,
              "model: %s\n"
              "served_model_name: \"odd \\\"name\\\": #1, 'x' \\\\ null\"\n"

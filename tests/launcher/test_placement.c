@@ -1,9 +1,9 @@
-#include <sys/stat.h>
-#include <unistd.h>
+#include <limits.h>
 
 #include "launcher/backoff.h"
 #include "launcher/placement.h"
 #include "tests/harness/test.h"
+#include "tests/launcher/support_folder.h"
 
 static struct placement_host host_of(uint32_t n_cpus, double quota) {
     struct placement_host host = {.n_cpus = n_cpus, .quota = quota};
@@ -35,6 +35,33 @@ TEST(more_ranks_than_cores_neither_spin_nor_are_pinned) {
     EXPECT_EQ(placement_first_cpu(&placement, 3), -1);
 }
 
+TEST(cores_that_others_use_are_not_spun_on) {
+    struct placement placement;
+    struct placement_host host = host_of(8, 0);
+    host.busy = 0.3; /* the noise of an idle host */
+    placement_choose(&host, 2, &placement);
+    EXPECT(placement.threads == 4 && placement.spin && placement.pinned);
+    host.busy = 1;
+    placement_choose(&host, 2, &placement);
+    EXPECT(placement.threads == 4 && !placement.spin && !placement.pinned);
+    placement_choose(&host, 3, &placement); /* six threads, seven free cores */
+    EXPECT(placement.threads == 2 && placement.spin && placement.pinned);
+}
+
+TEST(ticks_are_summed_over_our_cores) {
+    static const char stat[] = "cpu  100 0 0 100 0 0 0 0 0 0\n"
+                               "cpu0 1 2 3 40 5 6 7 8 99 99\n"
+                               "cpu1 1000 0 0 0 0 0 0 0 0 0\n"
+                               "cpu2 10 0 0 90 0 0 0 0 0 0\n"
+                               "intr 12 3\n";
+    struct placement_host host = {.n_cpus = 2, .cpus = {0, 2}};
+    uint64_t idle;
+    uint64_t all;
+    placement_sum_ticks(&host, stat, &idle, &all);
+    EXPECT_EQ(idle, 135);
+    EXPECT_EQ(all, 172);
+}
+
 TEST(a_quota_counts_as_fewer_cores) {
     struct placement placement;
     struct placement_host host = host_of(16, 4.5);
@@ -63,57 +90,42 @@ TEST(a_mask_with_holes_is_not_pinned) {
 
 TEST(this_host_can_be_read) {
     struct placement_host host;
-    placement_read_host(&host);
+    placement_read_host(&host, 20);
     EXPECT(host.n_cpus >= 1);
+    EXPECT(host.busy >= 0 && host.busy <= host.n_cpus);
     EXPECT(host.quota >= 0);
 }
 
-static void write_file(const char *directory, const char *name, const char *text) {
-    char path[400];
-    snprintf(path, sizeof path, "%s/%s", directory, name);
-    FILE *file = fopen(path, "w");
-    EXPECT(file != NULL);
-    fputs(text, file);
-    fclose(file);
+static double read_quota(void) {
+    char list[PATH_MAX];
+    snprintf(list, sizeof list, "%s/cgroup", test_folder());
+    return placement_read_quota(list, test_folder());
 }
 
 TEST(the_least_quota_on_the_way_up_counts) {
-    char root[64] = "/tmp/tandem_cgroup_XXXXXX";
-    EXPECT(mkdtemp(root) != NULL);
-    char inner[128];
-    char outer[128];
-    char list[128];
-    snprintf(outer, sizeof outer, "%s/a", root);
-    snprintf(inner, sizeof inner, "%s/a/b", root);
-    snprintf(list, sizeof list, "%s/cgroup", root);
-    EXPECT(mkdir(outer, 0700) == 0 && mkdir(inner, 0700) == 0);
-    write_file(root, "cgroup", "0::/a/b\n");
-    EXPECT(placement_read_quota(list, root) == 0);
-    write_file(inner, "cpu.max", "max 100000\n");
-    EXPECT(placement_read_quota(list, root) == 0);
-    write_file(outer, "cpu.max", "150000 100000\n");
-    EXPECT(placement_read_quota(list, root) == 1.5);
-    write_file(inner, "cpu.max", "300000 100000\n");
-    EXPECT(placement_read_quota(list, root) == 1.5);
-    write_file(inner, "cpu.max", "50000 100000\n");
-    EXPECT(placement_read_quota(list, root) == 0.5);
-    EXPECT(placement_read_quota("/does/not/exist", root) == 0);
+    test_folder_mkdir("a");
+    test_folder_mkdir("a/b");
+    EXPECT(read_quota() == 0);
+    test_folder_write("cgroup", "0::/a/b\n");
+    EXPECT(read_quota() == 0);
+    test_folder_write("a/b/cpu.max", "max 100000\n");
+    EXPECT(read_quota() == 0);
+    test_folder_write("a/cpu.max", "150000 100000\n");
+    EXPECT(read_quota() == 1.5);
+    test_folder_write("a/b/cpu.max", "300000 100000\n");
+    EXPECT(read_quota() == 1.5);
+    test_folder_write("a/b/cpu.max", "50000 100000\n");
+    EXPECT(read_quota() == 0.5);
 }
 
 TEST(version_one_quotas_are_read) {
-    char root[64] = "/tmp/tandem_cgroup_XXXXXX";
-    EXPECT(mkdtemp(root) != NULL);
-    char group[128];
-    char list[128];
-    snprintf(group, sizeof group, "%s/cpu,cpuacct", root);
-    EXPECT(mkdir(group, 0700) == 0);
-    snprintf(list, sizeof list, "%s/cgroup", root);
-    write_file(root, "cgroup", "5:cpuset:/x\n4:cpu,cpuacct:/\n");
-    write_file(group, "cpu.cfs_quota_us", "-1\n");
-    write_file(group, "cpu.cfs_period_us", "100000\n");
-    EXPECT(placement_read_quota(list, root) == 0);
-    write_file(group, "cpu.cfs_quota_us", "250000\n");
-    EXPECT(placement_read_quota(list, root) == 2.5);
+    test_folder_mkdir("cpu,cpuacct");
+    test_folder_write("cgroup", "5:cpuset:/x\n4:cpu,cpuacct:/\n");
+    test_folder_write("cpu,cpuacct/cpu.cfs_quota_us", "-1\n");
+    test_folder_write("cpu,cpuacct/cpu.cfs_period_us", "100000\n");
+    EXPECT(read_quota() == 0);
+    test_folder_write("cpu,cpuacct/cpu.cfs_quota_us", "250000\n");
+    EXPECT(read_quota() == 2.5);
 }
 
 TEST(backoff_grows_from_nothing_to_half_a_minute) {

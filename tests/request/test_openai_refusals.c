@@ -274,6 +274,14 @@ TEST(bodies) {
     for (size_t i = 0; i < sizeof others / sizeof others[0]; i++) {
         EXPECT_FAILS(context_parse(context, OPENAI_CHAT, others[i], &request), STATUS_INVALID, "body: ");
     }
+    struct buf commas = {0}; /* the scan comes before the reader, so it needs to be no JSON */
+    buf_append_text(&commas, "[\"a\\\",\"");
+    for (unsigned i = 0; i < (4u << 20); i++) {
+        buf_append(&commas, ",", 1);
+    }
+    EXPECT_FAILS(context_parse(context, OPENAI_CHAT, buf_cstr(&commas), &request), STATUS_INVALID,
+                 "body: more than 4194304 values");
+    buf_free(&commas);
     char deep[400];
     memset(deep, '[', sizeof deep - 1);
     deep[sizeof deep - 1] = 0;

@@ -8,6 +8,7 @@
 #include <signal.h>
 #include <strings.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -106,6 +107,8 @@ void rig_start(struct rig *rig, const struct rig_options *options) {
     if (rig->child == 0) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
         close(pair[0]);
+        struct rlimit limit = {.rlim_cur = options->max_files, .rlim_max = options->max_files};
+        EXPECT(options->max_files == 0 || setrlimit(RLIMIT_NOFILE, &limit) == 0);
         exit(frontend_run(pair[1], &options->limits));
     }
     close(pair[1]);
@@ -150,6 +153,11 @@ void rig_stop(struct rig *rig) {
     int state = 0;
     EXPECT_EQ(waitpid(rig->child, &state, 0), rig->child);
     EXPECT(WIFEXITED(state) && WEXITSTATUS(state) == 0);
+    close(rig->control);
+    rig_free(rig);
+}
+
+void rig_free(struct rig *rig) {
     for (uint32_t i = 0; i < RIG_MAX_REPLICAS; i++) {
         if (rig->groups[i].link != 0) {
             group_kill(&rig->groups[i]);
@@ -157,7 +165,6 @@ void rig_stop(struct rig *rig) {
     }
     tokenizer_free(rig->tokenizer);
     token_list_free(&rig->script);
-    close(rig->control);
 }
 
 double rig_metric(struct rig *rig, const char *series) {

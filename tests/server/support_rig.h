@@ -22,6 +22,7 @@ struct rig_options {
     bool cycle;               /* says it for ever */
     const char *api_key_file; /* NULL: none */
     uint32_t max_rows, queue_max, n_replicas, max_len;
+    uint32_t max_files;  /* descriptors that the front-end may have; 0: as many as the system allows */
     bool without_groups; /* rig_group_up is called later */
 };
 
@@ -52,6 +53,9 @@ void rig_send(struct rig *rig, enum control_type type, uint64_t value);
 
 /* STOP, and the exit status must be 0. */
 void rig_stop(struct rig *rig);
+
+/* What rig_stop does besides, for a front-end that has ended already and a control socket that is closed. */
+void rig_free(struct rig *rig);
 
 /* A value from /metrics; `series` is the line's beginning ("tandem_calls{"). */
 double rig_metric(struct rig *rig, const char *series);

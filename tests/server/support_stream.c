@@ -95,13 +95,14 @@ void stream_parse(struct response *response, struct stream *stream) {
     *stream = (struct stream){.whole = response->whole};
     const char *text = buf_cstr(&response->body);
     EXPECT(memchr(text, '\r', response->body.size) == NULL);
-    while (*text != 0) {
-        const char *end = strstr(text, "\n\n");
-        EXPECT(end != NULL);
+    const char *behind = text + response->body.size;
+    while (text < behind) {
+        const char *end = memchr(text, '\n', (size_t)(behind - text));
+        EXPECT(end != NULL && end[1] == '\n');
         if (text[0] == ':') {
             stream->n_comments++;
         } else {
-            EXPECT(strncmp(text, "data: ", 6) == 0 && memchr(text, '\n', (size_t)(end - text)) == NULL);
+            EXPECT(strncmp(text, "data: ", 6) == 0);
             take_event(stream, text + 6, (size_t)(end - text) - 6);
         }
         text = end + 2;
