@@ -16,7 +16,9 @@ for argument in "$@"; do
     esac
 done
 
-tandem_install python3 || exit 1
+tandem_install python3 python3-numpy || exit 1
+# The distribution's own: another python3 on PATH may lack numpy.
+export TANDEM_PYTHON=/usr/bin/python3
 passed=0
 failed=0
 

@@ -129,8 +129,10 @@ static const char *make_random_dir(const struct reference *reference) {
     snprintf(seed, sizeof seed, "%u", reference->recipe_seed);
     pid_t child = fork();
     if (child == 0) {
-        execlp("python3", "python3", TANDEM_SOURCE_DIR "/tests/tools/make_random_model.py", reference->recipe_class,
-               dir, "--seed", seed, "--dtype", reference->recipe_dtype, (char *)NULL);
+        const char *python = getenv("TANDEM_PYTHON"); /* one that has numpy */
+        python = python != NULL ? python : "python3";
+        execlp(python, python, TANDEM_SOURCE_DIR "/tests/tools/make_random_model.py", reference->recipe_class, dir,
+               "--seed", seed, "--dtype", reference->recipe_dtype, (char *)NULL);
         _exit(127);
     }
     int state;
