@@ -3,15 +3,18 @@
 #
 #   tests/run.sh [FILTER]   FILTER: only programs whose name contains it
 #   tests/run.sh --long     also the long runs (tests/e2e/must_show_*.py)
+#   tests/run.sh --fuzz     also every fuzz target for 10 s under AddressSanitizer and UBSan (installs clang)
 set -uo pipefail
 cd "$(dirname "$0")/.."
 . launcher/install.sh
 
 filter=""
 long=0
+fuzz=0
 for argument in "$@"; do
     case $argument in
     --long) long=1 ;;
+    --fuzz) fuzz=1 ;;
     *) filter=$argument ;;
     esac
 done
@@ -80,6 +83,26 @@ if tandem_build tsan all_tests; then
     done
 else
     failed=$((failed + 1))
+fi
+
+# Mutates the committed corpus without adding to it; a finding is printed with its input in base64.
+fuzz_for_10_s() {
+    local program=$1 name corpus
+    name=$(basename "$program")
+    corpus=$(mktemp -d)
+    cp -r "tests/fuzz/corpus/${name#fuzz_}/." "$corpus"
+    "$program" -max_total_time=10 -max_len=4096 -timeout=10 -rss_limit_mb=4096 -artifact_prefix="$corpus/" \
+        -verbosity=0 "$corpus" && echo "1 passed, 0 failed"
+}
+if [ $fuzz = 1 ]; then
+    tandem_install clang libclang-rt-14-dev || exit 1
+    if tandem_build fuzz all_fuzz; then
+        for program in build/fuzz/fuzz/fuzz_*; do
+            [ -x "$program" ] && run "fuzz/$(basename "$program")" fuzz_for_10_s "$program"
+        done
+    else
+        failed=$((failed + 1))
+    fi
 fi
 
 run tidy python3 tests/tidy.py
