@@ -1,7 +1,7 @@
 /* Tokens per second of a whole model on the cpu backend: forked ranks with comm_shm, steps put in as the engine puts
  * them in (one ahead), no HTTP. Beside each figure stands what the machine can do, measured in the same run.
  *
- *   bench_model DIR [ROUNDS]      default: 3 rounds; every figure is the best of them
+ *   bench_model DIR [ROUNDS]      default: 3 rounds after one to warm up; every figure is their median
  *
  * The cores are shared out: TP 1 has them all as threads, TP 2 half of them each. Columns: the shape (decode at a batch
  * size from an empty context, 128 steps; prefill of one prompt of 512), tokens per second, milliseconds per step, and
@@ -26,6 +26,7 @@
 #define PREFILL 512
 #define MAX_BATCH 16
 #define BLOCK 16
+#define MAX_ROUNDS 32
 
 struct shape {
     const char *name;
@@ -40,7 +41,7 @@ enum { SHAPES = sizeof shapes / sizeof shapes[0] };
 
 /* What the ranks tell the parent. */
 struct outcome {
-    uint64_t ns[SHAPES];
+    uint64_t ns[SHAPES][MAX_ROUNDS];
     uint64_t weight_bytes; /* read by a decode step, all ranks together */
 };
 
@@ -141,13 +142,13 @@ static void run_rank(struct rank *rank, int comm_fd, uint32_t rounds, struct out
         bytes -= (uint64_t)model->weights.embed.n * model->weights.embed.k * dtype_bytes(model->weights.embed.format);
     }
     atomic_fetch_add(sum, bytes);
-    for (uint32_t round = 0; round < rounds; round++) {
+    for (uint32_t round = 0; round <= rounds; round++) {
         for (int i = 0; i < SHAPES; i++) {
             model_executor_ops.reset(rank->executor);
             rank->step_id = 0;
             uint64_t ns = run_shape(rank, &shapes[i]);
-            if (rank->init.rank == 0 && (round == 0 || ns < outcome->ns[i])) {
-                outcome->ns[i] = ns;
+            if (rank->init.rank == 0 && round > 0) {
+                outcome->ns[i][round - 1] = ns;
             }
         }
     }
@@ -189,10 +190,18 @@ static void run_world(const char *dir, uint32_t world, uint32_t threads, uint32_
     }
 }
 
-static void print_outcome(uint32_t world, uint32_t threads, const struct outcome *outcome, double bandwidth) {
+static int compare_ns(const void *a, const void *b) {
+    uint64_t x = *(const uint64_t *)a;
+    uint64_t y = *(const uint64_t *)b;
+    return (x > y) - (x < y);
+}
+
+static void print_outcome(uint32_t world, uint32_t threads, uint32_t rounds, struct outcome *outcome,
+                          double bandwidth) {
     for (int i = 0; i < SHAPES; i++) {
         const struct shape *shape = &shapes[i];
-        double seconds = (double)outcome->ns[i] * 1e-9;
+        qsort(outcome->ns[i], rounds, sizeof outcome->ns[i][0], compare_ns);
+        double seconds = (double)outcome->ns[i][rounds / 2] * 1e-9;
         double tokens = (double)shape->batch * shape->q_len * shape->n_steps / seconds;
         double bytes = (double)outcome->weight_bytes * shape->n_steps / seconds;
         printf("TP %u x %u  %-17s %9.1f tokens/s %8.2f ms/step", world, threads, shape->name, tokens,
@@ -229,6 +238,7 @@ int main(int argc, char **argv) {
         return 2;
     }
     uint32_t rounds = argc > 2 ? (uint32_t)strtoul(argv[2], NULL, 10) : 3;
+    CHECK(rounds > 0 && rounds <= MAX_ROUNDS, "ROUNDS: 1 to %d are wanted", MAX_ROUNDS);
     uint32_t cores = (uint32_t)sysconf(_SC_NPROCESSORS_ONLN);
     double before = measure_bandwidth(cores);
     struct outcome one;
@@ -238,7 +248,7 @@ int main(int argc, char **argv) {
     double after = measure_bandwidth(cores);
     double bandwidth = after > before ? after : before;
     printf("read bandwidth of %u cores: %.2f GB/s\n", cores, bandwidth * 1e-9);
-    print_outcome(1, cores, &one, bandwidth);
-    print_outcome(2, cores > 1 ? cores / 2 : 1, &two, bandwidth);
+    print_outcome(1, cores, rounds, &one, bandwidth);
+    print_outcome(2, cores > 1 ? cores / 2 : 1, rounds, &two, bandwidth);
     return 0;
 }

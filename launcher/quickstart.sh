@@ -91,7 +91,7 @@ address=$(sed -n 's/^ready http=//p' "$work/ready")
 [ -n "$address" ] || { echo "the server was not ready within 60 s" >&2; exit 1; }
 
 printf '\n> %s\n' "$question"
-build/release/tandem chat "http://$address" --once "$question" | tee "$work/answer"
+build/release/tandem chat "http://$address" --temperature 0 --once "$question" | tee "$work/answer"
 if [ $once = 1 ]; then
     tail -n 1 "$work/answer" | grep -q -e "$right" && exit 0
     echo "the answer is not the expected one ($right)" >&2
