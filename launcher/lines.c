@@ -50,7 +50,7 @@ void line_text(const char *text, size_t size, struct buf *out) {
     struct json_writer writer = {.out = out};
     json_begin_object(&writer);
     json_key(&writer, "text");
-    json_bytes(&writer, size > 0 ? text : "", size);
+    json_bytes(&writer, text, size);
     json_end_object(&writer);
 }
 

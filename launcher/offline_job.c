@@ -68,7 +68,7 @@ static void write_token(struct json_writer *json, const struct tokenizer *tokeni
     json_key(json, "id");
     json_uint(json, id);
     json_key(json, "token");
-    json_bytes(json, bytes != NULL ? bytes : "", size);
+    json_bytes(json, bytes, size);
     json_key(json, "logprob");
     json_float(json, logprob);
 }
@@ -95,7 +95,7 @@ static void write_logprobs(struct json_writer *json, const struct tokenizer *tok
 
 static void write_text(struct json_writer *json, const char *key, const struct buf *text) {
     json_key(json, key);
-    json_bytes(json, text->size > 0 ? text->data : "", text->size);
+    json_bytes(json, text->data, text->size);
 }
 
 static enum status write_line(struct job *job, const struct journal *journal, const struct request_context *context,

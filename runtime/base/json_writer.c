@@ -62,6 +62,10 @@ static void append_escape(struct buf *out, unsigned char byte) {
 void json_bytes(struct json_writer *writer, const char *text, size_t size) {
     begin_value(writer);
     struct buf *out = writer->out;
+    if (size == 0) {
+        buf_append(out, "\"\"", 2);
+        return;
+    }
     buf_append(out, "\"", 1);
     size_t plain = 0; /* start of the bytes not yet copied */
     size_t at = 0;

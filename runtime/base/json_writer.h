@@ -23,7 +23,7 @@ void json_end_array(struct json_writer *writer);
 /* `key` is a literal of ours: it is written as it is. */
 void json_key(struct json_writer *writer, const char *key);
 
-void json_bytes(struct json_writer *writer, const char *text, size_t size); /* a string */
+void json_bytes(struct json_writer *writer, const char *text, size_t size); /* a string; NULL when 0 bytes */
 void json_text(struct json_writer *writer, const char *text); /* NULL writes null */
 void json_int(struct json_writer *writer, int64_t value);
 void json_uint(struct json_writer *writer, uint64_t value);
