@@ -135,10 +135,11 @@ TEST(json_writer_escapes_and_nests) {
     json_end_object(&json);
     json_bool(&json, true);
     json_text(&json, NULL);
+    json_bytes(&json, NULL, 0);
     json_end_array(&json);
     json_end_object(&json);
     EXPECT_TEXT(buf_cstr(&out), "{\"a\":\"q\\\"\\\\\\n\\u0001\xEF\xBF\xBD\xC3\xA9\","
-                                "\"b\":[-5,18446744073709551615,0.1,null,{},true,null]}");
+                                "\"b\":[-5,18446744073709551615,0.1,null,{},true,null,\"\"]}");
     buf_free(&out);
 }
 
