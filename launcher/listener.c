@@ -58,7 +58,7 @@ static enum status bind_socket(int fd, const union address *address, socklen_t s
 }
 
 static enum status name_socket(int fd, char name[LISTENER_NAME_MAX]) {
-    union address bound;
+    union address bound = {0};
     socklen_t size = sizeof bound;
     if (getsockname(fd, &bound.any, &size) != 0) {
         FAIL_ERRNO(STATUS_IO, "getsockname");

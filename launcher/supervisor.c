@@ -226,7 +226,7 @@ static int poll_timeout_ms(const struct supervisor *supervisor, uint64_t now_ns)
 static enum status loop_once(struct supervisor *supervisor) {
     struct pollfd entries[2 + SUPERVISOR_MAX_REPLICAS * CONTROL_MAX_WORLD];
     uint32_t count = 2;
-    uint32_t firsts[SUPERVISOR_MAX_REPLICAS + 1];
+    uint32_t firsts[SUPERVISOR_MAX_REPLICAS + 1] = {0};
     entries[0] = (struct pollfd){.fd = supervisor->signal_fd, .events = POLLIN};
     entries[1] = (struct pollfd){.fd = supervisor->front.child.control_fd, .events = POLLIN};
     for (uint32_t i = 0; i < supervisor->plan->n_replicas; i++) {

@@ -24,7 +24,7 @@ void json_end_array(struct json_writer *writer);
 void json_key(struct json_writer *writer, const char *key);
 
 void json_bytes(struct json_writer *writer, const char *text, size_t size); /* a string; NULL when 0 bytes */
-void json_text(struct json_writer *writer, const char *text); /* NULL writes null */
+void json_text(struct json_writer *writer, const char *text);               /* NULL writes null */
 void json_int(struct json_writer *writer, int64_t value);
 void json_uint(struct json_writer *writer, uint64_t value);
 /* The shortest text that reads back as the same float; null for NaN and infinities (JSON has none). */
