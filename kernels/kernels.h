@@ -328,10 +328,23 @@ struct kernel_ops {
 #define KERNEL_HOST_CALL_BYTES 256
 
 /* The backend of that name, its math ops wrapped in the shared argument checks (a bad argument is a programmer's error
- * and aborts with the op and field named). NULL when there is none. "cpu" is always there. */
+ * and aborts with the op and field named). NULL when there is none; the failure text says why. "cpu" is always there;
+ * "cuda" comes from the plug-in (kernels/plugin.h) that serves card `ordinal`, and a process uses one plug-in only. */
+const struct kernel_ops *kernels_find_for(const char *name, int ordinal);
+
+/* The same for card 0. */
 const struct kernel_ops *kernels_find(const char *name);
 
 /* The same table without checks; for tests that poison arguments. */
 const struct kernel_ops *kernels_find_unchecked(const char *name);
+
+struct kernel_card {
+    char name[64];
+    int arch; /* 70, 80, 90: compute capability times ten */
+    size_t free_bytes, total_bytes;
+};
+
+/* What a card of the cuda backend is. Fails as plugin_for_card does: STATUS_NOT_FOUND behind the last card. */
+enum status kernels_card(int ordinal, struct kernel_card *card);
 
 #endif

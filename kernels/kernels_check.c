@@ -2,8 +2,9 @@
 
 #include "runtime/base/check.h"
 
-#define MAX_HEAD_DIM 256u /* of Llama and Qwen2 models: 32 .. 128; backends keep one head on a stack or in registers   \
-                           */
+#define MAX_HEAD_DIM                                                                                                   \
+    256u /* of Llama and Qwen2 models: 32 .. 128; backends keep one head on a stack or in registers                    \
+          */
 
 static void check_pointer(const char *op, const char *field, const void *pointer, size_t alignment) {
     CHECK(pointer != NULL, "%s: %s is NULL", op, field);

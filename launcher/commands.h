@@ -8,6 +8,7 @@ int cmd_generate(int argc, char **argv);
 int cmd_chat(int argc, char **argv);
 int cmd_tokenize(int argc, char **argv);
 int cmd_config(int argc, char **argv);
+int cmd_probe(int argc, char **argv);
 
 /* Entry points of the children that serve and generate start; nobody calls them by hand. */
 int cmd_worker(int argc, char **argv);

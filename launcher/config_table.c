@@ -23,9 +23,10 @@ const struct config_key config_keys[] = {
     {.name = "backend",
      .type = CONFIG_CHOICE,
      .offset = AT(backend),
-     .choices = {"cpu", "null"},
+     .choices = {"cpu", "cuda", "null"},
      .preset = "cpu",
-     .help = "What computes. \"null\" answers at once with made-up ids and serves to measure the host's share."},
+     .help = "What computes: the host's processor, or NVIDIA cards by a plug-in beside the program (tandem_cuda13.so, "
+             "tandem_cuda11.so). \"null\" answers at once with made-up ids and serves to measure the host's share."},
     {.name = "tp",
      .type = CONFIG_UINT,
      .offset = AT(tp),
@@ -39,7 +40,8 @@ const struct config_key config_keys[] = {
      .min = 0,
      .max = 255,
      .preset = "[]",
-     .help = "Ordinals of the cards to use, tp for each replica in turn; the cpu backend has none."},
+     .help = "Ordinals of the cards to use, tp for each replica in turn; [] takes the first ones. 'tandem probe' lists "
+             "them. The cpu backend has none."},
     {.name = "replicas",
      .type = CONFIG_UINT,
      .offset = AT(replicas),

@@ -48,6 +48,7 @@ static enum status send_init(struct group *group, uint32_t rank) {
     message->body.worker.replica = group->config.replica;
     message->body.worker.rank = rank;
     message->body.worker.epoch = group->epoch;
+    message->body.worker.device = plan->devices[global];
     message->body.worker.first_cpu = placement_first_cpu(&plan->placement, global);
     int fds[2] = {group->progress_fd, group->comm_fd};
     enum status status = group_send(group, rank, message, fds, group->comm_fd >= 0 ? 2 : 1);
@@ -72,8 +73,9 @@ static enum status start_rank(struct group *group, uint32_t rank) {
 }
 
 static enum status start_ranks(struct group *group, uint64_t now_ns) {
-    if (group->world > 1) {
-        size_t bytes = comm_shm_bytes(group->world, group->config.plan->init.comm_max_bytes);
+    const struct worker_init *init = &group->config.plan->init;
+    size_t bytes = comm_memory_bytes(comm_name_for(init->backend, init->world), init->world, init->comm_max_bytes);
+    if (bytes > 0) {
         TRY(memfd_make("tandem-comm", bytes, &group->comm_fd));
     }
     memset(group->progress, 0, sizeof *group->progress);

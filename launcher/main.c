@@ -30,6 +30,7 @@ static const struct {
     {"generate", cmd_generate, "answer prompts without a server: JSON lines in, JSON lines out"},
     {"tokenize", cmd_tokenize, "texts to token ids and back: JSON lines in, JSON lines out"},
     {"config", cmd_config, "check or show a configuration"},
+    {"probe", cmd_probe, "list the host's cards and what serves them"},
     {"version", cmd_version, "print the version"},
     {"worker", cmd_worker, NULL},
     {"frontend", cmd_frontend, NULL},

@@ -1,10 +1,13 @@
 #include "launcher/serve_plan.h"
 
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "launcher/child_call.h"
 #include "launcher/config_table.h"
+#include "runtime/base/alloc.h"
 #include "runtime/base/log.h"
 #include "runtime/journal/journal.h"
 #include "runtime/server/frontend.h"
@@ -21,21 +24,70 @@
 
 #define MEASURE_MS 60 /* how long the host is looked at to see what others do */
 
-/* Speeds that any host reaches; they bound what a step may take before it counts as a stall. */
+/* Speeds that any host and any card reach; they bound what a step may take before it counts as a stall. */
 #define SLOW_OPERATIONS_PER_S 5e9 /* multiply-adds of one thread */
 #define SLOW_BYTES_PER_S 2e9
+#define SLOW_CARD_OPERATIONS_PER_S 1e12
+#define SLOW_CARD_BYTES_PER_S 1e11
 
-/* What the ranks will find when they allocate, by the same count. */
-static enum status find_free_bytes(const struct kernel_ops *kernels, uint64_t *free_bytes) {
+#define PROBE_S 120 /* that the cards' driver may take to wake up and compile */
+
+/* What a plan needs to know of the machine. */
+struct machine {
+    const struct kernel_ops *kernels;
+    struct kernel_device *device; /* NULL where the plan does not depend on it */
+    uint64_t free_bytes;          /* of the fullest card, or of the host for one replica */
+};
+
+/* What the ranks will find when they allocate, by the same count. The null backend plans as if it computed. */
+static enum status look_at_host(const struct config *config, struct machine *machine) {
     struct kernel_device_config device_config = {.threads = 1, .first_cpu = -1};
     struct kernel_device *device;
-    TRY(kernels->open(&device_config, &device));
+    machine->kernels = kernels_find("cpu");
+    TRY(machine->kernels->open(&device_config, &device));
     size_t available = 0;
     size_t total = 0;
-    enum status status = kernels->memory_info(device, &available, &total);
-    kernels->close(device);
-    *free_bytes = available;
+    enum status status = machine->kernels->memory_info(device, &available, &total);
+    machine->kernels->close(device);
+    machine->free_bytes = available / config->replicas;
     return status;
+}
+
+/* V100 has no arithmetic in bfloat16; what was trained in it goes into float16, which the loader holds to its range. */
+static enum status adapt_dtype(const struct config *config, const struct kernel_card *card, struct worker_init *init) {
+    if (card->arch >= 80 || init->dtype != DTYPE_BF16) {
+        return STATUS_OK;
+    }
+    if (strcmp(config->dtype, "auto") != 0) {
+        return config_fail_key(config, "dtype", STATUS_UNSUPPORTED,
+                               "%s (sm_%d) does not compute in bfloat16; use auto or float16", card->name, card->arch);
+    }
+    init->dtype = DTYPE_F16;
+    return STATUS_OK;
+}
+
+static enum status look_at_cards(const struct config *config, struct serve_plan *plan, struct machine *machine) {
+    uint32_t count = config->tp * config->replicas;
+    struct kernel_device_config oldest = {.threads = 1, .first_cpu = -1};
+    int oldest_arch = INT_MAX;
+    machine->free_bytes = UINT64_MAX;
+    for (uint32_t i = 0; i < count; i++) {
+        struct kernel_card card;
+        enum status status = kernels_card(plan->devices[i], &card);
+        if (status == STATUS_NOT_FOUND) {
+            return config_fail_key(config, config->devices.count > 0 ? "devices" : "tp", status,
+                                   "needs %u card%s, but %s", count, count > 1 ? "s" : "", status_text());
+        }
+        TRY(status);
+        TRY(adapt_dtype(config, &card, &plan->init));
+        machine->free_bytes = card.free_bytes < machine->free_bytes ? card.free_bytes : machine->free_bytes;
+        if (card.arch < oldest_arch) {
+            oldest_arch = card.arch;
+            oldest.ordinal = plan->devices[i];
+        }
+    }
+    machine->kernels = kernels_find_for("cuda", oldest.ordinal);
+    return machine->kernels != NULL ? machine->kernels->open(&oldest, &machine->device) : STATUS_UNSUPPORTED;
 }
 
 static enum status choose_dtype(const struct config *config, const struct model_config *model, enum dtype *dtype) {
@@ -72,20 +124,18 @@ static void set_limits(const struct config *config, const struct model_config *m
     init->max_body_bytes = step_body_max_bytes(&init->limits);
 }
 
-static enum status plan_for(const struct config *config, struct serve_plan *plan, uint32_t max_len) {
+static enum status plan_for(const struct config *config, const struct machine *machine, struct serve_plan *plan,
+                            uint32_t max_len) {
     struct worker_init *init = &plan->init;
     set_limits(config, &plan->model, max_len, init);
     struct plan_input input;
-    const struct kernel_ops *kernels = kernels_find("cpu"); /* the null backend plans as if it computed */
-    worker_plan_input(init, &plan->model, kernels, NULL, &input);
-    TRY(find_free_bytes(kernels, &input.free_bytes));
-    input.free_bytes /= config->replicas;
-    input.shared_memory = true;
+    worker_plan_input(init, &plan->model, machine->kernels, machine->device, &input);
+    input.free_bytes = machine->free_bytes;
     return plan_make(&input, &plan->plan);
 }
 
 /* The longest context whose plan fits, when the length is ours to choose. */
-static enum status make_plan(const struct config *config, struct serve_plan *plan) {
+static enum status fit_plan(const struct config *config, const struct machine *machine, struct serve_plan *plan) {
     uint32_t most = plan->model.max_position;
     uint32_t asked = config->engine.max_model_len;
     if (asked > most) {
@@ -93,16 +143,52 @@ static enum status make_plan(const struct config *config, struct serve_plan *pla
                                asked, most);
     }
     if (asked > 0) {
-        return plan_for(config, plan, asked);
+        return plan_for(config, machine, plan, asked);
     }
     uint32_t max_len = most;
     enum status status;
-    while ((status = plan_for(config, plan, max_len)) == STATUS_LIMIT && max_len / 2 >= AUTO_LEN_MIN) {
+    while ((status = plan_for(config, machine, plan, max_len)) == STATUS_LIMIT && max_len / 2 >= AUTO_LEN_MIN) {
         max_len /= 2;
     }
     if (status == STATUS_OK && max_len < most) {
         log_warn("memory holds a context of %u tokens, the model has %u: engine.max_model_len is %u", max_len, most,
                  max_len);
+    }
+    return status;
+}
+
+/* What a child process plans with, and what it leaves. */
+struct card_plan {
+    const struct config *config;
+    struct serve_plan plan;
+};
+
+static enum status plan_on_cards(void *argument) {
+    struct card_plan *card_plan = argument;
+    struct machine machine = {.device = NULL};
+    TRY(look_at_cards(card_plan->config, &card_plan->plan, &machine));
+    enum status status = fit_plan(card_plan->config, &machine, &card_plan->plan);
+    machine.kernels->close(machine.device);
+    return status;
+}
+
+static enum status make_plan(const struct config *config, struct serve_plan *plan) {
+    if (strcmp(config->backend, "cuda") != 0) {
+        struct machine machine = {.device = NULL};
+        TRY(look_at_host(config, &machine));
+        return fit_plan(config, &machine, plan);
+    }
+    for (uint32_t i = 0; i < config->tp * config->replicas; i++) {
+        plan->devices[i] = config->devices.count > 0 ? config->devices.ordinals[i] : (int32_t)i;
+    }
+    struct card_plan *card_plan = xcalloc(1, sizeof *card_plan);
+    card_plan->config = config;
+    card_plan->plan = *plan;
+    enum status status = child_call(plan_on_cards, card_plan, sizeof *card_plan, PROBE_S);
+    *plan = card_plan->plan;
+    free(card_plan);
+    if (status == STATUS_TIMEOUT || status == STATUS_INTERNAL) {
+        return status_prefix(status, "the process that looks at the cards");
     }
     return status;
 }
@@ -123,8 +209,10 @@ static uint64_t longest_step_ns(const struct serve_plan *plan) {
         bytes = own > bytes ? own : bytes;
     }
     double weights = bytes / (double)dtype_bytes((enum dtype)plan->init.dtype);
-    double compute_s = weights * plan->init.limits.max_tokens / (SLOW_OPERATIONS_PER_S * plan->placement.threads);
-    return (uint64_t)((compute_s + bytes / SLOW_BYTES_PER_S) * 1e9);
+    bool cards = strcmp(plan->init.backend, "cuda") == 0;
+    double operations_per_s = cards ? SLOW_CARD_OPERATIONS_PER_S : SLOW_OPERATIONS_PER_S * plan->placement.threads;
+    double compute_s = weights * plan->init.limits.max_tokens / operations_per_s;
+    return (uint64_t)((compute_s + bytes / (cards ? SLOW_CARD_BYTES_PER_S : SLOW_BYTES_PER_S)) * 1e9);
 }
 
 enum status serve_plan_make(const struct config *config, struct serve_plan *plan) {

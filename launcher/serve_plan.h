@@ -12,7 +12,8 @@ struct serve_plan {
     struct model_config model;
     struct plan plan;
     struct placement placement;
-    struct worker_init init; /* what all workers share: replica, rank, epoch and first_cpu are theirs */
+    struct worker_init init; /* what all workers share: replica, rank, epoch, device and first_cpu are theirs */
+    int32_t devices[CONFIG_MAX_DEVICES]; /* ordinals of the cards, by replica and rank; zeros without cards */
     uint32_t n_replicas;
     uint32_t queue_max;
     uint32_t journal_slots;
@@ -22,7 +23,8 @@ struct serve_plan {
 };
 
 /* Reads the model's configuration and tokenizer and makes the plan. Fails, naming the key, for what cannot be:
- * a context longer than the model's, a dtype, more ranks than the model splits into, memory that does not suffice. */
+ * a context longer than the model's, a dtype, more ranks than the model splits into, memory that does not suffice,
+ * cards that are not there. Cards are looked at by a child process, so call it before there are threads. */
 enum status serve_plan_make(const struct config *config, struct serve_plan *plan);
 
 #endif

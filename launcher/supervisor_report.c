@@ -1,4 +1,5 @@
 #include <stdio.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "launcher/descriptors.h"
@@ -45,8 +46,11 @@ void supervisor_report(const struct supervisor *supervisor) {
     char tokens[32];
     fprintf(stderr, "\n  %-8s %s, %s, up to %s tokens\n", "model", supervisor->config->served_model_name,
             dtype_name((enum dtype)plan->init.dtype), grouped(plan->init.limits.max_len, number));
-    fprintf(stderr, "  %-8s %u x %s, %u thread%s each%s", "TP", plan->init.world, plan->init.backend,
-            placement->threads, placement->threads > 1 ? "s" : "", placement->pinned ? ", pinned" : "");
+    fprintf(stderr, "  %-8s %u x %s", "TP", plan->init.world, plan->init.backend);
+    if (strcmp(plan->init.backend, "cuda") != 0) {
+        fprintf(stderr, ", %u thread%s each%s", placement->threads, placement->threads > 1 ? "s" : "",
+                placement->pinned ? ", pinned" : "");
+    }
     if (plan->n_replicas > 1) {
         fprintf(stderr, ", %u replicas", plan->n_replicas);
     }

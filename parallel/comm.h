@@ -23,7 +23,7 @@ struct comm_config {
     const struct kernel_ops *kernels;
     struct kernel_device *device;
     size_t max_bytes;    /* the largest all_reduce, and the most one rank sends in any other collective */
-    int memory_fd;       /* comm_shm: the group's shared memory, comm_shm_bytes() long, zeroed; borrowed. Else -1 */
+    int memory_fd;       /* the group's shared memory, comm_memory_bytes() long, zeroed; borrowed. -1: none is needed */
     bool spin;           /* comm_shm: spin between arrivals; right only while all ranks' threads fit the free cores */
     uint64_t timeout_ns; /* of open itself, which is collective */
 };
@@ -56,8 +56,20 @@ struct comm_ops {
                                           const struct op_rmsnorm *args);
 };
 
-/* "self" (world 1), "shm"; NULL for an unknown name. */
+/* "self" (world 1), "shm" (the cpu backend), "nccl" (cards; once kernels_find_for has loaded their plug-in); else
+ * NULL. */
 const struct comm_ops *comm_find(const char *name);
+
+/* The communicator of a group on that backend. */
+const char *comm_name_for(const char *backend, uint32_t world);
+
+/* Bytes of the group's shared memory, 0 when it needs none: comm_shm exchanges everything there, comm_nccl only meets
+ * there to learn the id that rank 0 made. */
+size_t comm_memory_bytes(const char *name, uint32_t world, size_t max_bytes);
+
+/* Bytes that a communicator takes of what its rank's device has: of comm_shm a share of the group's memory, of
+ * comm_nccl about what its channels' buffers take. */
+size_t comm_device_bytes(const char *name, uint32_t world, size_t max_bytes);
 
 /* Bytes of shared memory that comm_shm needs for a group. */
 size_t comm_shm_bytes(uint32_t world, size_t max_bytes);

@@ -17,7 +17,7 @@ LAYERS = {
     "runtime/journal": BASE,
     "runtime/tokenizer": BASE + ["runtime/format/"],
     "kernels": BASE + ["kernels/"],
-    "parallel": BASE + ["kernels/kernels.h"],
+    "parallel": BASE + ["kernels/kernels.h", "kernels/plugin.h", "kernels/cuda/handles.h"],
     "runtime/engine": BASE + ["runtime/wire/", "runtime/journal/"],
     "runtime/request": BASE + ["runtime/engine/engine.h", "runtime/journal/", "runtime/tokenizer/",
                                "runtime/format/", "runtime/wire/"],
@@ -29,13 +29,17 @@ LAYERS = {
     "launcher": ["runtime/", "kernels/kernels.h", "parallel/", "launcher/"],
 }
 
-# Third-party header -> the layers that may see it.
+# What third-party headers' names look like -> the folders and files that may see them.
+CUDA = ["kernels/cuda/", "parallel/comm_nccl.c", "parallel/comm_p2p."]
 THIRD_PARTY = {
-    "jansson.h": ["runtime/format", "runtime/request", "launcher"],
-    "llhttp.h": ["runtime/http"],
-    "pcre2.h": ["runtime/tokenizer"],
-    "uv.h": ["runtime/server", "launcher"],
-    "yaml.h": ["launcher"],
+    r"jansson\.h": ["runtime/format/", "runtime/request/", "launcher/"],
+    r"llhttp\.h": ["runtime/http/"],
+    r"pcre2\.h": ["runtime/tokenizer/"],
+    r"uv\.h": ["runtime/server/", "launcher/"],
+    r"yaml\.h": ["launcher/"],
+    r"(cuda|cublas|mma|cooperative_groups).*": CUDA,
+    r"nccl\.h": ["parallel/comm_nccl.c"],
+    r"kernels/cuda/.*": CUDA,
 }
 
 BANNED = {
@@ -72,8 +76,9 @@ def check_includes(name, lines):
             yield f"{name}:{number}: \"{header}\" is not written from the repository root"
         elif quote == '"' and not header.startswith(layer + "/") and not any(header.startswith(p) for p in LAYERS[layer]):
             yield f"{name}:{number}: {layer} may not include {header}"
-        elif quote == "<" and layer not in THIRD_PARTY.get(header, [layer]):
-            yield f"{name}:{number}: {layer} may not include <{header}>"
+        for pattern, places in THIRD_PARTY.items():
+            if re.fullmatch(pattern, header) and not name.startswith(tuple(places)):
+                yield f"{name}:{number}: {header} is for {', '.join(places)} only"
 
 
 def check_length(name, lines):

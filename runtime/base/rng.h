@@ -6,8 +6,14 @@
 
 #include <stdint.h>
 
+#ifdef __CUDACC__ /* the sampler of a card draws by the same function */
+#define RNG_FUNCTION static inline __host__ __device__
+#else
+#define RNG_FUNCTION static inline
+#endif
+
 /* Ten rounds over counter[4] with key[2]; the result replaces the counter. */
-static inline void philox4x32(uint32_t counter[4], uint32_t key0, uint32_t key1) {
+RNG_FUNCTION void philox4x32(uint32_t counter[4], uint32_t key0, uint32_t key1) {
     for (int round = 0; round < 10; round++) {
         uint64_t product0 = (uint64_t)0xD2511F53u * counter[0];
         uint64_t product1 = (uint64_t)0xCD9E8D57u * counter[2];
@@ -24,7 +30,7 @@ static inline void philox4x32(uint32_t counter[4], uint32_t key0, uint32_t key1)
 
 /* Uniform in (0, 1), 24 bits, for the token at `position` (its index in prompt + output) of choice `choice` of a
  * request with `seed`. The value is exact in float. */
-static inline float rng_token_uniform(uint64_t seed, uint32_t choice, uint32_t position) {
+RNG_FUNCTION float rng_token_uniform(uint64_t seed, uint32_t choice, uint32_t position) {
     uint32_t counter[4] = {position, choice, 0, 0};
     philox4x32(counter, (uint32_t)seed, (uint32_t)(seed >> 32));
     return ((float)(counter[0] >> 8) + 0.5f) * (1.0f / 16777216.0f);

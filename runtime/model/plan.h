@@ -26,7 +26,7 @@ struct plan_input {
     uint32_t n_blocks;                /* KV blocks to have, block 0 among them; 0: as many as fit and can be used */
     uint64_t memory_limit_bytes;      /* per rank; 0: what free_bytes allows */
     uint64_t free_bytes;              /* of each rank's device, or of the host when the ranks share it */
-    bool shared_memory;               /* the ranks live in the memory of one host (cpu) */
+    bool shared_memory;               /* the ranks live in the memory of one host (cpu); else on cards of their own */
     const struct kernel_ops *kernels; /* asked for activation dtype and attention workspace */
     struct kernel_device *device;     /* NULL where the backend's answers do not depend on it */
 };
@@ -37,7 +37,7 @@ struct plan_rank {
     size_t kv_bytes;         /* n_blocks of them */
     size_t activation_bytes; /* batch buffers and the step's body */
     size_t slot_bytes;
-    size_t comm_bytes; /* this rank's share of the group's shared memory */
+    size_t comm_bytes; /* of the communicator: on the cpu this rank's share of the group's shared memory */
     size_t total_bytes;
 };
 

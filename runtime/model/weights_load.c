@@ -40,15 +40,22 @@ struct loader {
     char text[512];
 };
 
+/* Where a job's elements wait for their copy to the arena; a thread reads into one while the other is copied. */
+struct stage {
+    void *memory; /* pinned */
+    struct kernel_event *copied;
+};
+
 /* What one thread works with. */
 struct scratch {
     struct kernel_stream *stream;
+    struct stage stages[2];
+    size_t stage_bytes;
+    uint32_t next_stage;
     void *rows; /* whole rows, of which pieces are picked */
     size_t rows_bytes;
     void *stored; /* a job's elements as stored, when they are to be converted */
     size_t stored_bytes;
-    void *ready; /* pinned: as they go to the arena */
-    size_t ready_bytes;
 };
 
 /* ---- the list of jobs */
@@ -235,27 +242,37 @@ static void make_up(const struct loader *loader, const struct job *job, void *ou
     }
 }
 
-static enum status run_job(const struct loader *loader, const struct job *job, struct scratch *scratch) {
-    const struct weights_load *load = loader->load;
+/* The job's elements as they go to the arena, into `out`. */
+static enum status make_ready(const struct loader *loader, const struct job *job, struct scratch *scratch, void *out) {
     enum dtype source = source_dtype(loader, job);
     enum dtype target = place_dtype(loader, &job->slice);
-    size_t count = (size_t)job->n_rows * job->slice.n_cols;
-    CHECK(count * dtype_bytes(target) <= scratch->ready_bytes, "a job of %zu elements", count);
     if (job->tensor == NULL) {
-        make_up(loader, job, scratch->ready);
-    } else if (source == target) {
-        TRY(read_rows(loader, job, scratch, scratch->ready));
-    } else {
-        scratch->stored = at_least(scratch->stored, &scratch->stored_bytes, count * dtype_bytes(source));
-        TRY(read_rows(loader, job, scratch, scratch->stored));
-        TRY(convert(job->tensor->name, scratch->stored, source, scratch->ready, target, count));
+        make_up(loader, job, out);
+        return STATUS_OK;
     }
+    if (source == target) {
+        return read_rows(loader, job, scratch, out);
+    }
+    size_t count = (size_t)job->n_rows * job->slice.n_cols;
+    scratch->stored = at_least(scratch->stored, &scratch->stored_bytes, count * dtype_bytes(source));
+    TRY(read_rows(loader, job, scratch, scratch->stored));
+    return convert(job->tensor->name, scratch->stored, source, out, target, count);
+}
+
+static enum status run_job(const struct loader *loader, const struct job *job, struct scratch *scratch) {
+    const struct weights_load *load = loader->load;
     const struct shard_slice *slice = &job->slice;
+    size_t element = dtype_bytes(place_dtype(loader, slice));
+    size_t bytes = (size_t)job->n_rows * slice->n_cols * element;
+    CHECK(bytes <= scratch->stage_bytes, "a job of %zu bytes", bytes);
+    struct stage *stage = &scratch->stages[scratch->next_stage++ % 2];
+    TRY(load->kernels->event_sync(stage->copied)); /* of the job before the last */
+    TRY(make_ready(loader, job, scratch, stage->memory));
     size_t offset = load->layout->place[slice->place] + slice->layer * load->layout->layer_bytes +
-                    (size_t)(slice->dest_row + job->row_first) * slice->n_cols * dtype_bytes(target);
-    TRY(load->kernels->copy(scratch->stream, (char *)load->arena + offset, scratch->ready, count * dtype_bytes(target),
+                    (size_t)(slice->dest_row + job->row_first) * slice->n_cols * element;
+    TRY(load->kernels->copy(scratch->stream, (char *)load->arena + offset, stage->memory, bytes,
                             KERNEL_COPY_TO_DEVICE));
-    return load->kernels->stream_sync(scratch->stream);
+    return load->kernels->event_record(stage->copied, scratch->stream);
 }
 
 /* ---- threads */
@@ -302,26 +319,48 @@ static size_t largest_job(const struct loader *loader) {
     return most;
 }
 
+static enum status open_scratch(const struct loader *loader, struct scratch *scratch) {
+    const struct weights_load *load = loader->load;
+    scratch->stage_bytes = largest_job(loader);
+    TRY(load->kernels->stream_create(load->device, &scratch->stream));
+    for (int i = 0; i < 2; i++) {
+        TRY(load->kernels->host_alloc(load->device, scratch->stage_bytes, &scratch->stages[i].memory));
+        TRY(load->kernels->event_create(load->device, &scratch->stages[i].copied));
+    }
+    return STATUS_OK;
+}
+
+static void close_scratch(const struct loader *loader, struct scratch *scratch) {
+    const struct weights_load *load = loader->load;
+    if (scratch->stream != NULL) {
+        load->kernels->stream_destroy(scratch->stream);
+    }
+    for (int i = 0; i < 2; i++) {
+        if (scratch->stages[i].copied != NULL) {
+            load->kernels->event_destroy(scratch->stages[i].copied);
+        }
+        if (scratch->stages[i].memory != NULL) {
+            load->kernels->host_free(load->device, scratch->stages[i].memory);
+        }
+    }
+    free(scratch->rows);
+    free(scratch->stored);
+}
+
 static void *load_thread(void *argument) {
     struct loader *loader = argument;
-    const struct weights_load *load = loader->load;
-    struct scratch scratch = {.ready_bytes = largest_job(loader)};
-    enum status status = load->kernels->stream_create(load->device, &scratch.stream);
+    struct scratch scratch = {.next_stage = 0};
+    enum status status = open_scratch(loader, &scratch);
     if (status == STATUS_OK) {
-        status = load->kernels->host_alloc(load->device, scratch.ready_bytes, &scratch.ready);
-        if (status == STATUS_OK) {
-            status = run_jobs(loader, &scratch);
-        }
-        load->kernels->stream_destroy(scratch.stream);
-        if (scratch.ready != NULL) {
-            load->kernels->host_free(load->device, scratch.ready);
-        }
-        free(scratch.rows);
-        free(scratch.stored);
+        status = run_jobs(loader, &scratch);
+    }
+    if (status == STATUS_OK) {
+        status = loader->load->kernels->stream_sync(scratch.stream);
     }
     if (status != STATUS_OK) {
         fail(loader, status);
     }
+    close_scratch(loader, &scratch);
     return NULL;
 }
 

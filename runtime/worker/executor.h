@@ -1,4 +1,5 @@
-/* What does a worker's steps: one table per kind, found by the backend's name. "cpu" computes; "null" makes up ids.
+/* What does a worker's steps: one table per kind, found by the backend's name. "cpu" and "cuda" compute; "null" makes
+ * up ids.
  *
  * Steps go in through `step` and come out, in order, through `wait`; up to EXECUTOR_DEPTH may be in between. `step` and
  * `reset` are called by one thread, `wait` by one thread (another or the same), `abort` by any. */
@@ -48,7 +49,7 @@ struct executor_ops {
     void (*abort)(struct executor *executor);
 };
 
-/* NULL for a backend that this program does not have. */
+/* NULL for a backend that this program does not know. Whether the host has what it needs shows in open. */
 const struct executor_ops *executor_find(const char *backend);
 
 /* For executors: copies a body (so that nobody changes it after the check) into `copy`, max_body_bytes long and aligned

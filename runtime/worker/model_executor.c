@@ -1,6 +1,7 @@
 /* The executor that computes: one rank's device, stream, communicator and model. */
 #include "runtime/worker/model_executor.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -9,6 +10,7 @@
 #include "runtime/base/check.h"
 #include "runtime/base/clock.h"
 #include "runtime/model/forward.h"
+#include "runtime/worker/graph_cache.h"
 #include "runtime/worker/slot_mirror.h"
 #include "runtime/worker/worker_plan.h"
 
@@ -28,7 +30,6 @@ struct flight {
 
 struct executor {
     struct worker_init init;
-    bool graphs;
     const struct kernel_ops *kernels;
     struct kernel_device *device;
     struct kernel_stream *stream;
@@ -36,19 +37,19 @@ struct executor {
     struct comm *comm;
     struct plan plan;
     struct model *model;
+    struct graph_cache *graphs; /* NULL: every step is enqueued op by op */
     struct slot_mirror *mirror;
     struct flight flights[EXECUTOR_DEPTH];
     uint64_t started;  /* touched by the thread that steps */
     uint64_t finished; /* by the thread that waits, like the next */
     uint64_t last_end_ns;
-    struct kernel_graph **graph[2]; /* [greedy][rows] */
 };
 
 /* ---- open and close */
 
 static enum status open_comm(struct executor *executor, const struct executor_config *config) {
     const struct worker_init *init = config->init;
-    executor->comm_ops = comm_find(init->world == 1 ? "self" : "shm");
+    executor->comm_ops = comm_find(comm_name_for(init->backend, init->world));
     struct comm_config comm = {
         .rank = init->rank,
         .world = init->world,
@@ -113,7 +114,7 @@ static enum status open_flights(struct executor *executor) {
 }
 
 /* The padding slot draws greedily; all else of it stays zero. */
-static enum status open_padding_slot(struct executor *executor) {
+static enum status fill_padding_slot(struct executor *executor) {
     struct step_init init = {.slot = executor->init.limits.n_slots};
     init.sampling.top_p = 1.0f;
     init.sampling.repetition_penalty = 1.0f;
@@ -129,9 +130,9 @@ static enum status open_parts(struct executor *executor, const struct executor_c
     const struct worker_init *init = config->init;
     struct model_config model_config;
     struct plan_input input;
-    executor->kernels = kernels_find(init->backend);
+    executor->kernels = kernels_find_for(init->backend, init->device);
     if (executor->kernels == NULL) {
-        FAIL(STATUS_UNSUPPORTED, "backend %s is not part of this program", init->backend);
+        return STATUS_UNSUPPORTED;
     }
     TRY(model_config_load(init->model_dir, &model_config));
     if (model_config.vocab_size != init->limits.vocab_size || init->n_valid_ids < 1 ||
@@ -153,18 +154,12 @@ static enum status open_parts(struct executor *executor, const struct executor_c
     TRY(open_comm(executor, config));
     TRY(open_model(executor, config, &input));
     TRY(open_flights(executor));
-    return open_padding_slot(executor);
-}
-
-static void close_graphs(struct executor *executor) {
-    for (int greedy = 0; greedy < 2; greedy++) {
-        for (uint32_t n = 0; n <= executor->init.limits.max_rows; n++) {
-            if (executor->graph[greedy][n] != NULL) {
-                executor->kernels->graph_destroy(executor->graph[greedy][n]);
-            }
-        }
-        free(executor->graph[greedy]);
+    TRY(fill_padding_slot(executor));
+    if (!config->graphs) {
+        return STATUS_OK;
     }
+    executor->graphs = graph_cache_create(executor->model, executor->stream);
+    return graph_cache_warm_up(executor->graphs, executor->flights[0].rows);
 }
 
 static void close_flights(struct executor *executor) {
@@ -189,7 +184,7 @@ static void model_executor_close(struct executor *executor) {
     if (executor->stream != NULL) {
         executor->kernels->stream_destroy(executor->stream);
     }
-    close_graphs(executor);
+    graph_cache_destroy(executor->graphs);
     close_flights(executor);
     model_close(executor->model);
     if (executor->comm != NULL) {
@@ -205,11 +200,7 @@ static void model_executor_close(struct executor *executor) {
 static enum status model_executor_open(const struct executor_config *config, struct executor **out) {
     struct executor *executor = xcalloc(1, sizeof *executor);
     executor->init = *config->init;
-    executor->graphs = config->graphs;
     executor->mirror = slot_mirror_create(&config->init->limits);
-    for (int greedy = 0; greedy < 2; greedy++) {
-        executor->graph[greedy] = xcalloc(config->init->limits.max_rows + 1, sizeof(struct kernel_graph *));
-    }
     enum status status = open_parts(executor, config);
     if (status != STATUS_OK) {
         model_executor_close(executor);
@@ -224,7 +215,12 @@ static void model_executor_describe(const struct executor *executor, struct work
     ready->weight_bytes = used->weight_bytes;
     ready->kv_bytes = used->kv_bytes;
     ready->other_bytes = used->activation_bytes + used->slot_bytes + used->comm_bytes;
-    strncpy(ready->device_name, executor->kernels->name, sizeof ready->device_name - 1);
+    struct kernel_card card;
+    const char *name = executor->kernels->name;
+    if (strcmp(name, "cuda") == 0 && kernels_card(executor->init.device, &card) == STATUS_OK) {
+        name = card.name;
+    }
+    snprintf(ready->device_name, sizeof ready->device_name, "%s", name);
 }
 
 /* ---- steps */
@@ -258,58 +254,14 @@ static enum status enqueue_writes(struct executor *executor, const struct flight
     return executor->kernels->slot_update(executor->stream, &args);
 }
 
-/* Batch sizes that graphs are made for: 1, 2, 4, 8, then multiples of 8, and the largest there can be. */
-static uint32_t padded_rows(uint32_t n_rows, uint32_t max_rows) {
-    uint32_t padded = 1;
-    while (padded < n_rows && padded < 8) {
-        padded *= 2;
-    }
-    if (n_rows > 8) {
-        padded = (n_rows + 7) / 8 * 8;
-    }
-    return padded < max_rows ? padded : max_rows;
-}
-
-static enum status record_graph(struct executor *executor, uint32_t n_rows, bool greedy, struct kernel_graph **graph) {
-    struct step_batch batch = {
-        .rows = executor->model->buffers.rows,
-        .n_rows = n_rows,
-        .n_tokens = n_rows,
-        .n_sampled = n_rows,
-        .max_kv_len = executor->init.limits.max_len,
-        .greedy = greedy,
-    };
-    TRY(executor->kernels->graph_begin(executor->stream));
-    enum status status = forward_enqueue(executor->model, executor->stream, &batch);
-    enum status ended = executor->kernels->graph_end(executor->stream, graph);
-    return status != STATUS_OK ? status : ended;
-}
-
-static enum status enqueue_graph(struct executor *executor, struct flight *flight, const struct step_view *view) {
-    bool greedy = slot_mirror_greedy(executor->mirror);
-    uint32_t n_rows = view->header->n_rows;
-    uint32_t padded = padded_rows(n_rows, executor->init.limits.max_rows);
-    struct kernel_graph **graph = &executor->graph[greedy][padded];
-    memcpy(flight->rows, view->rows, n_rows * sizeof flight->rows[0]);
-    for (uint32_t i = n_rows; i < padded; i++) {
-        flight->rows[i] =
-            (struct step_row){.slot = executor->init.limits.n_slots, .q_len = 1, .flags = STEP_ROW_SAMPLE};
-    }
-    TRY(executor->kernels->copy(executor->stream, executor->model->buffers.rows, flight->rows,
-                                padded * sizeof flight->rows[0], KERNEL_COPY_TO_DEVICE));
-    if (*graph == NULL) {
-        TRY(record_graph(executor, padded, greedy, graph));
-    }
-    return executor->kernels->graph_launch(*graph, executor->stream);
-}
-
 static enum status enqueue_rows(struct executor *executor, struct flight *flight, const struct step_view *view) {
     const struct step_header *header = view->header;
     if (header->n_rows == 0) {
         return STATUS_OK;
     }
-    if (executor->graphs && header->n_tokens == header->n_rows && header->n_sampled == header->n_rows) {
-        return enqueue_graph(executor, flight, view);
+    if (executor->graphs != NULL && header->n_tokens == header->n_rows && header->n_sampled == header->n_rows) {
+        memcpy(flight->rows, view->rows, header->n_rows * sizeof flight->rows[0]);
+        return graph_cache_launch(executor->graphs, flight->rows, header->n_rows, slot_mirror_greedy(executor->mirror));
     }
     struct step_batch batch = {
         .rows = on_device(executor, flight, view->rows),

@@ -1,5 +1,7 @@
 #include "runtime/worker/worker_plan.h"
 
+#include <string.h>
+
 void worker_plan_input(const struct worker_init *init, const struct model_config *config,
                        const struct kernel_ops *kernels, struct kernel_device *device, struct plan_input *input) {
     *input = (struct plan_input){
@@ -15,6 +17,7 @@ void worker_plan_input(const struct worker_init *init, const struct model_config
         .max_body_bytes = init->max_body_bytes,
         .n_blocks = init->limits.n_blocks,
         .memory_limit_bytes = init->memory_limit_bytes,
+        .shared_memory = strcmp(init->backend, "cuda") != 0,
         .kernels = kernels,
         .device = device,
     };

@@ -11,7 +11,7 @@ import time
 
 from support import MODEL, PROGRAM, ROOT, Server, answer_of, expect, expect_equal, main, run, test, wait_for
 
-COMMANDS = ("serve", "chat", "generate", "tokenize", "config", "version")
+COMMANDS = ("serve", "chat", "generate", "tokenize", "config", "probe", "version")
 
 
 @test
@@ -32,7 +32,7 @@ def wrong_command_lines_are_refused_with_two():
                             (["config"], "check or show"), (["config", "chek", "x"], "check or show"),
                             (["tokenize"], "--model: is missing"), (["version", "now"], "takes no arguments"),
                             (["chat", "--temperature", "hot"], "--temperature: must be a number"),
-                            (["generate"], "no model"), (["worker"], "not by hand"), (["frontend"], "not by hand"),
+                            (["generate"], "no model"), (["probe", "all"], "takes no arguments"), (["worker"], "not by hand"), (["frontend"], "not by hand"),
                             (["serve", "a.yaml", "b.yaml"], "given already"),
                             (["serve", "--model", MODEL, "--dtype", "bf16"], "--dtype: dtype: must be one of"),
                             ([], "usage:")):

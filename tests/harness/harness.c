@@ -42,6 +42,19 @@ void test_skip(const char *reason) {
     exit(EXIT_SKIPPED);
 }
 
+const char *test_backend(void) {
+    const char *backend = getenv("TANDEM_TEST_BACKEND");
+    return backend != NULL ? backend : "cpu";
+}
+
+uint32_t test_max_world(void) {
+    const char *cards = getenv("TANDEM_TEST_CARDS");
+    if (strcmp(test_backend(), "cpu") == 0) {
+        return UINT32_MAX;
+    }
+    return cards != NULL ? (uint32_t)strtoul(cards, NULL, 10) : 1;
+}
+
 /* Runs test `index` in a child in a process group of its own, so that what it started dies with it. Returns 0 for a
  * pass, EXIT_SKIPPED for a skip, anything else for a failure. */
 static int run_one(size_t index, unsigned timeout_s) {

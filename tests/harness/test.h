@@ -24,6 +24,13 @@ _Noreturn void test_fail(const char *file, int line, const char *format, ...) __
 /* Ends the test as skipped, for a reason that is printed: for what a fresh clone does not hold. */
 _Noreturn void test_skip(const char *reason);
 
+/* The backend under test where a test takes any: the environment's TANDEM_TEST_BACKEND, "cpu" without it. Never opened
+ * in a process that forks ranks: CUDA does not outlive a fork. */
+const char *test_backend(void);
+
+/* Ranks that a group on that backend may have: TANDEM_TEST_CARDS on cards (1 without it), any number on the cpu. */
+uint32_t test_max_world(void);
+
 /* `TEST_TIMEOUT(name, seconds)` is for a test that is known to need more than the default. 0 means the default. */
 #define TEST_TIMEOUT(name, seconds)                                                                                    \
     static void test_##name(void);                                                                                     \

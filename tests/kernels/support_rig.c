@@ -12,7 +12,9 @@
 
 void rig_open(struct rig *rig, const char *backend, uint32_t threads) {
     *rig = (struct rig){.ops = kernels_find(backend)};
-    EXPECT(rig->ops != NULL);
+    if (rig->ops == NULL) {
+        test_fail(__FILE__, __LINE__, "%s", status_text());
+    }
     struct kernel_device_config config = {.threads = threads, .first_cpu = -1};
     EXPECT_OK(rig->ops->open(&config, &rig->device));
     EXPECT_OK(rig->ops->stream_create(rig->device, &rig->stream));

@@ -1,7 +1,6 @@
 /* The sampler against the exact distribution: by counting, and at the edges of its parameters. */
 #include <math.h>
 
-#include "kernels/cpu/cpu_device.h"
 #include "runtime/base/alloc.h"
 #include "runtime/base/rng.h"
 #include "tests/harness/test.h"
@@ -77,7 +76,7 @@ TEST_TIMEOUT(draws_follow_the_exact_distribution, 120) {
         {1.2f, 0.9f, 0.01f, 1.3f, 0.5f, 0.2f, 40},
     };
     struct rig rig;
-    rig_open(&rig, "cpu", 2);
+    rig_open(&rig, test_backend(), 2);
     uint64_t seed = 77;
     float *logits = random_values(&seed, N, DTYPE_F32, 2.0f);
     logits[5] = -INFINITY;
@@ -109,7 +108,7 @@ TEST_TIMEOUT(draws_follow_the_exact_distribution, 120) {
 TEST(position_and_choice_vary_the_draw) {
     enum { N = 8, POSITIONS = 4000 };
     struct rig rig;
-    rig_open(&rig, "cpu", 1);
+    rig_open(&rig, test_backend(), 1);
     float logits[N] = {0};
     uint32_t *ids = xcalloc(POSITIONS, sizeof *ids);
     double p[N];
@@ -149,7 +148,7 @@ static struct step_result sample_one(struct rig *rig, const struct sample_row *r
 TEST(narrow_limits_are_greedy) {
     enum { N = 700 };
     struct rig rig;
-    rig_open(&rig, "cpu", 1);
+    rig_open(&rig, test_backend(), 1);
     uint64_t seed = 8;
     for (uint32_t round = 0; round < 40; round++) {
         float *logits = random_values(&seed, N, DTYPE_F32, round % 2 == 0 ? 3.0f : 1e-9f);
@@ -187,7 +186,7 @@ TEST(narrow_limits_are_greedy) {
 TEST(equal_logits_at_a_threshold) {
     enum { N = 100, DRAWS = 4000 };
     struct rig rig;
-    rig_open(&rig, "cpu", 1);
+    rig_open(&rig, test_backend(), 1);
     float logits[N];
     for (uint32_t i = 0; i < N; i++) {
         logits[i] = i % 10 == 9 ? 2.0f : 1.0f; /* ten above ninety */
@@ -219,7 +218,7 @@ TEST(equal_logits_at_a_threshold) {
 TEST(overflow_is_flagged_alone) {
     enum { N = 50 };
     struct rig rig;
-    rig_open(&rig, "cpu", 2);
+    rig_open(&rig, test_backend(), 2);
     uint64_t seed = 9;
     float *logits = random_values(&seed, 6 * N, DTYPE_F32, 4.0f);
     for (uint32_t i = 0; i < N; i++) {
@@ -260,7 +259,7 @@ TEST(overflow_is_flagged_alone) {
 TEST(large_vocabulary) {
     enum { N = 151936, COLUMNS = 152064, ROWS = 8 };
     struct rig rig;
-    rig_open(&rig, "cpu", 2);
+    rig_open(&rig, test_backend(), 2);
     uint64_t seed = 10;
     float *logits = random_values(&seed, (size_t)ROWS * N, DTYPE_F32, 1.0f);
     struct sample_row *rows = xcalloc(ROWS, sizeof *rows);

@@ -258,7 +258,9 @@ TEST(every_committed_configuration_is_valid) {
     static const struct {
         const char *name;
         uint32_t tp;
-    } files[] = {{"cpu-x1", 1}, {"cpu-x2", 2}, {"cpu-x4", 4}};
+    } files[] = {{"cpu-x1", 1},      {"cpu-x2", 2},      {"cpu-x4", 4},      {"v100-32g-x1", 1}, {"v100-32g-x2", 2},
+                 {"a100-40g-x1", 1}, {"a100-40g-x2", 2}, {"a100-80g-x1", 1}, {"a100-80g-x2", 2}, {"h100-x1", 1},
+                 {"h100-x2", 2},     {"h200-x1", 1},     {"h200-x2", 2}};
     for (size_t i = 0; i < sizeof files / sizeof files[0]; i++) {
         char path[1024];
         struct config config;
@@ -267,6 +269,7 @@ TEST(every_committed_configuration_is_valid) {
         EXPECT_OK(config_read_file(&config, path));
         EXPECT_OK(config_finish(&config));
         EXPECT_EQ(config.tp, files[i].tp);
+        EXPECT_TEXT(config.backend, strncmp(files[i].name, "cpu", 3) == 0 ? "cpu" : "cuda");
         EXPECT_TEXT(config.served_model_name, "tandem-r1-tiny");
         config_free(&config);
     }

@@ -18,7 +18,7 @@ static uint32_t or_default(uint32_t value, uint32_t otherwise) {
 
 static void fill_init(const struct group_options *options, struct worker_init *init, struct model_config *config) {
     memset(init, 0, sizeof *init);
-    strcpy(init->backend, "cpu");
+    snprintf(init->backend, sizeof init->backend, "%s", options->backend != NULL ? options->backend : "cpu");
     snprintf(init->model_dir, sizeof init->model_dir, "%s%s", options->dir[0] == '/' ? "" : TANDEM_SOURCE_DIR "/",
              options->dir);
     EXPECT_OK(model_config_load(init->model_dir, config));
@@ -42,6 +42,7 @@ static void fill_init(const struct group_options *options, struct worker_init *i
     init->first_cpu = -1;
     struct plan_input input;
     struct plan plan;
+    /* The bytes of a collective are the same on every backend, and this process may only ask the cpu's. */
     worker_plan_input(init, config, kernels_find("cpu"), NULL, &input);
     EXPECT_OK(plan_make(&input, &plan));
     init->comm_max_bytes = plan.comm_max_bytes;
@@ -51,12 +52,16 @@ static void run_rank(struct group_rank *rank, int comm_fd, void (*body)(struct g
     struct executor_config config = {.init = &rank->init, .comm_fd = comm_fd, .graphs = rank->options->graphs};
     EXPECT_OK(model_executor_ops.open(&config, &rank->executor));
     rank->model = model_executor_model(rank->executor);
+    const struct kernel_ops *kernels = rank->model->kernels;
+    EXPECT_OK(kernels->stream_create(rank->model->device, &rank->stream));
     rank->builder = step_builder_create(&rank->init.limits);
     rank->body = xaligned(64, rank->init.max_body_bytes);
     /* What was never written must not matter: NaN in every format. */
     size_t kv_bytes = rank->config.n_layers * rank->model->kv_layer_bytes;
-    memset(rank->model->kv_arena, 0xff, kv_bytes);
+    EXPECT_OK(kernels->fill(rank->stream, rank->model->kv_arena, 0xff, kv_bytes));
+    EXPECT_OK(kernels->stream_sync(rank->stream));
     body(rank);
+    kernels->stream_destroy(rank->stream);
     free(rank->body);
     step_builder_destroy(rank->builder);
     model_executor_ops.close(rank->executor);
@@ -67,7 +72,9 @@ void *group_run(const struct group_options *options, size_t shared_bytes, void (
     fill_init(options, &rank.init, &rank.config);
     int comm_fd = -1;
     if (options->world > 1) {
-        EXPECT_OK(memfd_make("comm", comm_shm_bytes(options->world, rank.init.comm_max_bytes), &comm_fd));
+        size_t bytes = comm_memory_bytes(comm_name_for(rank.init.backend, options->world), options->world,
+                                         rank.init.comm_max_bytes);
+        EXPECT_OK(memfd_make("comm", bytes, &comm_fd));
     }
     rank.shared =
         mmap(NULL, shared_bytes > 0 ? shared_bytes : 1, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -78,6 +85,7 @@ void *group_run(const struct group_options *options, size_t shared_bytes, void (
         children[r] = fork();
         if (children[r] == 0) {
             rank.init.rank = r;
+            rank.init.device = strcmp(rank.init.backend, "cuda") == 0 ? (int32_t)r : 0;
             run_rank(&rank, comm_fd, body);
             exit(0);
         }
@@ -149,6 +157,9 @@ void group_generate(struct group_rank *rank, const uint32_t *prompt, uint32_t n_
 
 void group_copy_logits(const struct group_rank *rank, uint32_t row, float *whole) {
     const struct shard_model *shard = &rank->model->shard;
-    memcpy(whole + shard->vocab_first, rank->model->buffers.logits + (size_t)row * shard->n_vocab,
-           shard->n_vocab * sizeof(float));
+    const struct kernel_ops *kernels = rank->model->kernels;
+    EXPECT_OK(kernels->copy(rank->stream, whole + shard->vocab_first,
+                            rank->model->buffers.logits + (size_t)row * shard->n_vocab, shard->n_vocab * sizeof(float),
+                            KERNEL_COPY_TO_HOST));
+    EXPECT_OK(kernels->stream_sync(rank->stream));
 }

@@ -6,7 +6,8 @@
 #include "tests/harness/test.h"
 
 struct group_options {
-    const char *dir; /* of the model; under the checkout unless absolute */
+    const char *dir;     /* of the model; under the checkout unless absolute */
+    const char *backend; /* NULL: "cpu" */
     enum dtype dtype;
     uint32_t world;
     uint32_t max_rows;   /* 0: 4 */
@@ -24,6 +25,7 @@ struct group_rank {
     struct model_config config;
     struct executor *executor;
     struct model *model;
+    struct kernel_stream *stream; /* of the test's own copies */
     struct step_builder *builder;
     void *body;
     uint64_t step_id;
@@ -53,7 +55,8 @@ void group_submit(struct group_rank *rank);
 void group_generate(struct group_rank *rank, const uint32_t *prompt, uint32_t n_prompt, uint32_t chunk, uint32_t *ids,
                     uint32_t n_ids);
 
-/* Copies this rank's columns of the logits of the last step's row `row` into their place of a whole row. */
+/* Copies this rank's columns of the logits of the last step's row `row` into their place of a whole row. The step must
+ * have been waited for. */
 void group_copy_logits(const struct group_rank *rank, uint32_t row, float *whole);
 
 #endif

@@ -333,3 +333,17 @@ TEST(self_is_a_group_of_one) {
     ops->close(comm);
     EXPECT(comm_find("nccl") == NULL);
 }
+
+TEST(a_backend_has_its_communicator) {
+    EXPECT_TEXT(comm_name_for("cpu", 1), "self");
+    EXPECT_TEXT(comm_name_for("cuda", 1), "self");
+    EXPECT_TEXT(comm_name_for("cpu", 2), "shm");
+    EXPECT_TEXT(comm_name_for("null", 2), "shm");
+    EXPECT_TEXT(comm_name_for("cuda", 2), "nccl");
+    EXPECT_EQ(comm_memory_bytes("self", 1, 1000), 0);
+    EXPECT_EQ(comm_memory_bytes("shm", 2, 1000), comm_shm_bytes(2, 1000));
+    EXPECT_EQ(comm_memory_bytes("nccl", 2, 1000), 4096);
+    EXPECT_EQ(comm_device_bytes("self", 1, 1000), 0);
+    EXPECT_EQ(comm_device_bytes("shm", 2, 1000), comm_shm_bytes(2, 1000) / 2);
+    EXPECT(comm_device_bytes("nccl", 2, 1000) > 100 << 20);
+}

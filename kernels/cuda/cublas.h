@@ -1,0 +1,30 @@
+/* cuBLAS, opened at run time, so that the backend loads on a host that lacks it and says what is missing. The calls
+ * below have the same signatures and numbers in CUDA 11, 12 and 13. */
+#ifndef TANDEM_KERNELS_CUDA_CUBLAS_H
+#define TANDEM_KERNELS_CUDA_CUBLAS_H
+
+#include "kernels/cuda/cuda_device.h"
+
+#define CUBLAS_WORKSPACE_BYTES ((size_t)32 << 20) /* what NVIDIA recommends for Hopper; older cards need less */
+
+enum cublas_operation { CUBLAS_AS_IT_IS = 0, CUBLAS_TRANSPOSED = 1 };
+enum cublas_compute { CUBLAS_FP32 = 68 };      /* CUBLAS_COMPUTE_32F: products of fp32 are not cut to TF32 */
+enum cublas_math { CUBLAS_SUMS_IN_FP32 = 16 }; /* CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION */
+enum cublas_algorithm { CUBLAS_ANY_ALGORITHM = -1 };
+
+/* Each returns a cublasStatus_t, 0 for success; `void *` handles are cublasHandle_t. */
+struct cublas_calls {
+    int (*create)(void **handle);
+    int (*destroy)(void *handle);
+    int (*set_stream)(void *handle, cudaStream_t stream);
+    int (*set_workspace)(void *handle, void *workspace, size_t bytes);
+    int (*set_math_mode)(void *handle, int mode);
+    int (*gemm)(void *handle, int op_a, int op_b, int m, int n, int k, const void *alpha, const void *a, int a_type,
+                int lda, const void *b, int b_type, int ldb, const void *beta, void *c, int c_type, int ldc,
+                int compute, int algorithm); /* cublasGemmEx; matrices are column-major */
+};
+
+/* STATUS_OK, or a failure whose text holds the call and the number of the error. */
+enum status cuda_blas_status(int error, const char *call);
+
+#endif

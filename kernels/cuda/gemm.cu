@@ -1,0 +1,163 @@
+/* Which matrix product goes where: few rows to our own kernels, which read the weights at the speed of memory; many to
+ * cuBLAS; and what cuBLAS has no kernel for (mixed formats, bf16 before sm_80) to a plain tiled kernel. */
+#include <limits.h>
+
+#include "kernels/cuda/cublas.h"
+#include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/element.cuh"
+#include "kernels/cuda/gemm_small.h"
+
+#define VECTOR_ROWS 4  /* up to here multiplying by hand keeps up with memory */
+#define TENSOR_ROWS 16 /* up to here our tensor core kernel beats cuBLAS: beyond, reading x costs too much */
+
+/* ---- the tiled kernel */
+
+#define TILE 64   /* rows of x and of weights in a block */
+#define TILE_K 16 /* columns of both at a time */
+#define EACH 4    /* a thread's share is EACH x EACH results */
+#define TILED_THREADS 256
+#define PITCH (TILE + 4) /* keeps the threads' 16-byte reads aligned */
+
+/* to[k][row] = from[first + row][k_first + k], zeros outside the matrix. */
+__device__ __forceinline__ void load_tile(float (&to)[TILE_K][PITCH], const void *from, enum dtype dtype, size_t stride,
+                                          uint32_t first, uint32_t n_rows, uint32_t k_first, uint32_t n_k) {
+    uint32_t k = k_first + threadIdx.x % TILE_K;
+#pragma unroll
+    for (uint32_t row = threadIdx.x / TILE_K; row < TILE; row += TILED_THREADS / TILE_K) {
+        bool inside = first + row < n_rows && k < n_k;
+        to[threadIdx.x % TILE_K][row] = inside ? load_element(from, dtype, (first + row) * stride + k) : 0.0f;
+    }
+}
+
+__device__ __forceinline__ void multiply_tile(const float (&x)[TILE_K][PITCH], const float (&w)[TILE_K][PITCH],
+                                              uint32_t m, uint32_t n, float (&sums)[EACH][EACH]) {
+#pragma unroll
+    for (int k = 0; k < TILE_K; k++) {
+        float4 a = *(const float4 *)&x[k][m];
+        float4 b = *(const float4 *)&w[k][n];
+        const float rows[EACH] = {a.x, a.y, a.z, a.w};
+        const float columns[EACH] = {b.x, b.y, b.z, b.w};
+#pragma unroll
+        for (int i = 0; i < EACH; i++) {
+#pragma unroll
+            for (int j = 0; j < EACH; j++) {
+                sums[i][j] = fmaf(rows[i], columns[j], sums[i][j]);
+            }
+        }
+    }
+}
+
+__global__ void __launch_bounds__(TILED_THREADS) gemm_tiled_kernel(const struct gemm_task task) {
+    __shared__ __align__(16) float x[TILE_K][PITCH];
+    __shared__ __align__(16) float w[TILE_K][PITCH];
+    uint32_t m_first = blockIdx.y * TILE;
+    uint32_t n_first = blockIdx.x * TILE;
+    uint32_t m = threadIdx.x / (TILE / EACH) * EACH;
+    uint32_t n = threadIdx.x % (TILE / EACH) * EACH;
+    float sums[EACH][EACH] = {};
+    for (uint32_t k = 0; k < task.k; k += TILE_K) {
+        load_tile(x, task.x, task.x_dtype, task.x_stride, m_first, task.m, k, task.k);
+        load_tile(w, task.w, task.w_dtype, task.k, n_first, task.n, k, task.k);
+        __syncthreads();
+        multiply_tile(x, w, m, n, sums);
+        __syncthreads();
+    }
+#pragma unroll
+    for (int i = 0; i < EACH; i++) {
+#pragma unroll
+        for (int j = 0; j < EACH; j++) {
+            uint32_t row = m_first + m + i;
+            uint32_t column = n_first + n + j;
+            if (row < task.m && column < task.n) {
+                float bias = task.bias != NULL ? load_element(task.bias, task.bias_dtype, column) : 0.0f;
+                store_element(task.out, task.out_dtype, row * task.out_stride + column, sums[i][j] + bias);
+            }
+        }
+    }
+}
+
+static enum status gemm_tiled(struct kernel_stream *stream, const struct gemm_task *task) {
+    dim3 blocks((task->n + TILE - 1) / TILE, (task->m + TILE - 1) / TILE);
+    gemm_tiled_kernel<<<blocks, TILED_THREADS, 0, stream->stream>>>(*task);
+    return CUDA_LAUNCHED("gemm_tiled");
+}
+
+/* ---- cuBLAS */
+
+#define SPREAD_THREADS 256
+
+/* Every row of out becomes the bias, to which cuBLAS then adds in fp32. */
+__global__ void __launch_bounds__(SPREAD_THREADS) spread_bias_kernel(const struct gemm_task task) {
+    uint32_t n = blockIdx.x * SPREAD_THREADS + threadIdx.x;
+    if (n >= task.n) {
+        return;
+    }
+    float bias = load_element(task.bias, task.bias_dtype, n);
+    for (uint32_t m = blockIdx.y; m < task.m; m += gridDim.y) {
+        store_element(task.out, task.out_dtype, m * task.out_stride + n, bias);
+    }
+}
+
+static cudaDataType_t cuda_type(enum dtype dtype) {
+    switch (dtype) {
+    case DTYPE_BF16: return CUDA_R_16BF;
+    case DTYPE_F16: return CUDA_R_16F;
+    default: return CUDA_R_32F;
+    }
+}
+
+static bool cublas_takes(const struct kernel_device *device, const struct gemm_task *task) {
+    return task->w_dtype == task->x_dtype && (task->out_dtype == task->w_dtype || task->out_dtype == DTYPE_F32) &&
+           (task->w_dtype != DTYPE_BF16 || device->arch >= 80) && task->m <= INT_MAX && task->n <= INT_MAX &&
+           task->k <= INT_MAX && task->x_stride <= INT_MAX && task->out_stride <= INT_MAX;
+}
+
+static enum status gemm_cublas(struct kernel_stream *stream, const struct gemm_task *task) {
+    const float one = 1.0f;
+    const float beta = task->bias != NULL ? 1.0f : 0.0f;
+    if (task->bias != NULL) {
+        dim3 blocks((task->n + SPREAD_THREADS - 1) / SPREAD_THREADS, task->m < 1024 ? task->m : 1024);
+        spread_bias_kernel<<<blocks, SPREAD_THREADS, 0, stream->stream>>>(*task);
+        TRY(CUDA_LAUNCHED("spread_bias"));
+    }
+    /* In cuBLAS's column-major eyes: out^T [n x m] = W [n x k] x^T [k x m]. */
+    int ldx = (int)(task->x_stride > task->k ? task->x_stride : task->k);
+    int ldo = (int)(task->out_stride > task->n ? task->out_stride : task->n);
+    int error = stream->device->cublas->gemm(stream->cublas, CUBLAS_TRANSPOSED, CUBLAS_AS_IT_IS, (int)task->n,
+                                             (int)task->m, (int)task->k, &one, task->w, cuda_type(task->w_dtype),
+                                             (int)task->k, task->x, cuda_type(task->x_dtype), ldx, &beta, task->out,
+                                             cuda_type(task->out_dtype), ldo, CUBLAS_FP32, CUBLAS_ANY_ALGORITHM);
+    return cuda_blas_status(error, "cublasGemmEx");
+}
+
+/* ---- the op */
+
+enum status cuda_gemm(struct kernel_stream *stream, const struct op_gemm *args) {
+    const struct gemm_task task = {
+        .w = args->weight.data,
+        .x = args->x,
+        .bias = args->bias,
+        .out = args->out,
+        .x_stride = args->x_stride,
+        .out_stride = args->out_stride,
+        .m = args->m,
+        .n = args->weight.n,
+        .k = args->weight.k,
+        .w_dtype = args->weight.format,
+        .x_dtype = args->x_dtype,
+        .bias_dtype = args->bias_dtype,
+        .out_dtype = args->out_dtype,
+    };
+    if (task.m == 0) {
+        return STATUS_OK;
+    }
+    bool tensor = gemm_tensor_takes(stream->device, &task);
+    if (gemm_vector_takes(&task) && (task.m <= VECTOR_ROWS || !tensor)) {
+        return gemm_vector(stream, &task);
+    }
+    bool cublas = cublas_takes(stream->device, &task);
+    if (tensor && (task.m <= TENSOR_ROWS || !cublas)) {
+        return gemm_tensor(stream, &task);
+    }
+    return cublas ? gemm_cublas(stream, &task) : gemm_tiled(stream, &task);
+}

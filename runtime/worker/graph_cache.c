@@ -1,0 +1,105 @@
+#include "runtime/worker/graph_cache.h"
+
+#include <stdlib.h>
+
+#include "runtime/base/alloc.h"
+#include "runtime/model/forward.h"
+
+/* Larger batches are recorded when they first come: their recording is short beside their steps. */
+#define WARM_ROWS_MAX 256
+
+struct graph_cache {
+    struct model *model;
+    struct kernel_stream *stream;
+    struct kernel_graph **graph[2]; /* [greedy][rows] */
+};
+
+struct graph_cache *graph_cache_create(struct model *model, struct kernel_stream *stream) {
+    struct graph_cache *cache = xcalloc(1, sizeof *cache);
+    cache->model = model;
+    cache->stream = stream;
+    for (int greedy = 0; greedy < 2; greedy++) {
+        cache->graph[greedy] = xcalloc(model->limits.max_rows + 1, sizeof(struct kernel_graph *));
+    }
+    return cache;
+}
+
+void graph_cache_destroy(struct graph_cache *cache) {
+    if (cache == NULL) {
+        return;
+    }
+    for (int greedy = 0; greedy < 2; greedy++) {
+        for (uint32_t n = 0; n <= cache->model->limits.max_rows; n++) {
+            if (cache->graph[greedy][n] != NULL) {
+                cache->model->kernels->graph_destroy(cache->graph[greedy][n]);
+            }
+        }
+        free(cache->graph[greedy]);
+    }
+    free(cache);
+}
+
+/* Batch sizes that graphs are made for: 1, 2, 4, 8, then multiples of 8, and the largest there can be. */
+static uint32_t padded_rows(uint32_t n_rows, uint32_t max_rows) {
+    uint32_t padded = 1;
+    while (padded < n_rows && padded < 8) {
+        padded *= 2;
+    }
+    if (n_rows > 8) {
+        padded = (n_rows + 7) / 8 * 8;
+    }
+    return padded < max_rows ? padded : max_rows;
+}
+
+static struct step_batch batch_of(const struct graph_cache *cache, uint32_t n_rows, bool greedy) {
+    return (struct step_batch){
+        .rows = cache->model->buffers.rows,
+        .n_rows = n_rows,
+        .n_tokens = n_rows,
+        .n_sampled = n_rows,
+        .max_kv_len = cache->model->limits.max_len,
+        .greedy = greedy,
+    };
+}
+
+static enum status record(struct graph_cache *cache, uint32_t n_rows, bool greedy) {
+    const struct kernel_ops *kernels = cache->model->kernels;
+    struct step_batch batch = batch_of(cache, n_rows, greedy);
+    TRY(kernels->graph_begin(cache->stream));
+    enum status status = forward_enqueue(cache->model, cache->stream, &batch);
+    enum status ended = kernels->graph_end(cache->stream, &cache->graph[greedy][n_rows]);
+    return status != STATUS_OK ? status : ended;
+}
+
+/* Puts the rows where graphs find them, padding behind them. */
+static enum status put_rows(struct graph_cache *cache, struct step_row *rows, uint32_t n_rows, uint32_t padded) {
+    for (uint32_t i = n_rows; i < padded; i++) {
+        rows[i] = (struct step_row){.slot = cache->model->slots.n_slots - 1, .q_len = 1, .flags = STEP_ROW_SAMPLE};
+    }
+    return cache->model->kernels->copy(cache->stream, cache->model->buffers.rows, rows, padded * sizeof rows[0],
+                                       KERNEL_COPY_TO_DEVICE);
+}
+
+enum status graph_cache_warm_up(struct graph_cache *cache, struct step_row *rows) {
+    uint32_t max_rows = cache->model->limits.max_rows;
+    uint32_t most = max_rows < WARM_ROWS_MAX ? max_rows : WARM_ROWS_MAX;
+    TRY(put_rows(cache, rows, 0, most));
+    for (uint32_t n = 1; n <= most; n++) {
+        for (int greedy = 0; greedy < 2 && padded_rows(n, max_rows) == n; greedy++) {
+            struct step_batch batch = batch_of(cache, n, greedy);
+            TRY(forward_enqueue(cache->model, cache->stream, &batch));
+            TRY(cache->model->kernels->stream_sync(cache->stream));
+            TRY(record(cache, n, greedy));
+        }
+    }
+    return cache->model->comm_ops->check(cache->model->comm);
+}
+
+enum status graph_cache_launch(struct graph_cache *cache, struct step_row *rows, uint32_t n_rows, bool greedy) {
+    uint32_t padded = padded_rows(n_rows, cache->model->limits.max_rows);
+    TRY(put_rows(cache, rows, n_rows, padded));
+    if (cache->graph[greedy][padded] == NULL) {
+        TRY(record(cache, padded, greedy));
+    }
+    return cache->model->kernels->graph_launch(cache->graph[greedy][padded], cache->stream);
+}
