@@ -1,6 +1,7 @@
 /* RMSNorm with the addition of what a sublayer gives: one block takes one token. */
 #include "kernels/cuda/block.cuh"
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/rows.cuh"
 
 #define MAX_THREADS 1024u
@@ -37,6 +38,8 @@ static __device__ __forceinline__ float add_and_square(const struct op_rmsnorm &
 template <int V>
 static __global__ void __launch_bounds__(MAX_THREADS) rmsnorm_kernel(struct op_rmsnorm args, bool fits) {
     extern __shared__ float4 shared[];
+    let_dependents_launch();
+    wait_for_predecessors();
     size_t first = (size_t)blockIdx.x * args.hidden;
     float *kept = fits ? (float *)shared : args.residual + first;
     float squares = add_and_square<V>(args, first, kept);
@@ -64,8 +67,8 @@ template <int V> static enum status launch(struct kernel_stream *stream, const s
     size_t bytes = (size_t)args->hidden * sizeof(float);
     /* A block's own static shared memory (block_sum) counts as well. */
     bool fits = args->out != NULL && bytes <= KEPT_BYTES - 1024;
-    rmsnorm_kernel<V><<<args->n_tokens, threads, fits ? bytes : 0, stream->stream>>>(*args, fits);
-    return CUDA_LAUNCHED("rmsnorm");
+    return cuda_status(
+        launch_dependent(stream, rmsnorm_kernel<V>, args->n_tokens, threads, fits ? bytes : 0, *args, fits), "rmsnorm");
 }
 
 enum status cuda_rmsnorm(struct kernel_stream *stream, const struct op_rmsnorm *args) {
