@@ -108,6 +108,7 @@ static void link_group(struct supervisor *supervisor, uint32_t replica, uint64_t
     message->type = CONTROL_GROUP_UP;
     message->replica = replica;
     message->epoch = epoch;
+    message->body.ready = *group_ready(supervisor->groups[replica], 0);
     send_or_kill(supervisor, message, fds, 1 + world);
     free(message);
     for (uint32_t i = 0; i < 1 + world; i++) {

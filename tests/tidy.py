@@ -31,7 +31,7 @@ LAYERS = {
 }
 
 # What third-party headers' names look like -> the folders and files that may see them.
-CUDA = ["kernels/cuda/", "parallel/comm_nccl.c", "parallel/comm_p2p."]
+CUDA = ["kernels/cuda/", "parallel/comm_nccl.c", "parallel/comm_p2p"]
 THIRD_PARTY = {
     r"jansson\.h": ["runtime/format/", "runtime/request/", "launcher/"],
     r"llhttp\.h": ["runtime/http/"],

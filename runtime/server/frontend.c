@@ -71,7 +71,7 @@ static void on_group_up(struct frontend *frontend, const struct control_msg *mes
         tell_error(frontend->control, status_text());
         _exit(EXIT_FAILURE);
     }
-    server_group_up(frontend->server, message->replica, port);
+    server_group_up(frontend->server, message->replica, port, &message->body.ready);
 }
 
 static void on_group_down(struct frontend *frontend, const struct control_msg *message) {

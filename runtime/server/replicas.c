@@ -175,7 +175,8 @@ struct replica *replicas_choose(struct server *server) {
 
 /* ---- groups */
 
-void server_group_up(struct server *server, uint32_t replica_index, struct worker_port *port) {
+void server_group_up(struct server *server, uint32_t replica_index, struct worker_port *port,
+                     const struct worker_ready *ready) {
     struct replica *replica = &server->replicas[replica_index];
     struct engine_stats stats;
     engine_thread_stats(replica->thread, &stats);
@@ -183,6 +184,7 @@ void server_group_up(struct server *server, uint32_t replica_index, struct worke
     replica->progressed = false;
     replica->up = true;
     replica->failed = false;
+    replica->ready = *ready;
     engine_thread_set_port(replica->thread, port);
 }
 

@@ -34,9 +34,10 @@ uv_loop_t *server_loop(struct server *server);
 void server_run(struct server *server);
 void server_stop(struct server *server);
 
-/* A replica's group is up (takes the port over), is gone and will come again, or was given up: then what runs fails
- * with `cause`, and so does what comes, until a group is up again. */
-void server_group_up(struct server *server, uint32_t replica, struct worker_port *port);
+/* A replica's group is up (takes the port over; `ready` is what its rank 0 said), is gone and will come again, or was
+ * given up: then what runs fails with `cause`, and so does what comes, until a group is up again. */
+void server_group_up(struct server *server, uint32_t replica, struct worker_port *port,
+                     const struct worker_ready *ready);
 void server_group_down(struct server *server, uint32_t replica);
 void server_group_failed(struct server *server, uint32_t replica, const char *cause);
 

@@ -24,9 +24,10 @@ struct replica {
     bool up;         /* a group is up */
     bool failed;     /* given up; `cause` says why */
     char cause[512];
-    bool progressed;        /* a token came since the group is up, and the supervisor was told */
-    uint64_t tokens_before; /* generated when the group came up */
-    uint64_t downs;         /* groups lost so far */
+    bool progressed;           /* a token came since the group is up, and the supervisor was told */
+    uint64_t tokens_before;    /* generated when the group came up */
+    uint64_t downs;            /* groups lost so far */
+    struct worker_ready ready; /* of the newest group's rank 0 */
 };
 
 /* Choices are known to the engines by number: an index into this table and the generation of the entry. */

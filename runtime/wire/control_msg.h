@@ -10,9 +10,9 @@
  *   supervisor -> worker     LINK   epoch of the link          fds: link socket, step ring
  *   supervisor -> front-end  INIT   struct frontend_init     fds: HTTP listener, then per replica its journal
  *   front-end -> supervisor  READY  listeners are served (requests wait until a group is up)
- *   supervisor -> front-end  GROUP_UP  replica, epoch, plan  fds: step ring, then the link socket of each rank
- *   supervisor -> front-end  GROUP_DOWN replica, epoch, text: deaths without progress so far, whether given up
- *   front-end -> supervisor  PROGRESS replica: tokens have come since the group came up; deaths are forgiven
+ *   supervisor -> front-end  GROUP_UP  replica, epoch, what rank 0 said at READY  fds: step ring, then the link socket
+ * of each rank supervisor -> front-end  GROUP_DOWN replica, epoch, text: deaths without progress so far, whether given
+ * up front-end -> supervisor  PROGRESS replica: tokens have come since the group came up; deaths are forgiven
  *   supervisor -> any        DRAIN  finish what runs within `value` ms, take nothing new (front-end)
  *   supervisor -> any        STOP   exit now
  *   front-end -> supervisor  DRAINED nothing runs any more
@@ -71,6 +71,9 @@ struct worker_ready {
     uint64_t weight_bytes, kv_bytes, other_bytes; /* of this rank, as allocated */
     uint32_t load_ms;
     char device_name[64];
+    char comm_name[16];      /* what serves decode-sized sums over the ranks */
+    uint64_t comm_own_bytes; /* the largest sum that kernels of our own, proven at start, serve; 0: none */
+    float comm_row_us;       /* of the sum, add and norm of one row, as measured at start; 0: not measured */
 };
 
 /* The front-end's configuration, resolved and checked by the supervisor. */

@@ -47,7 +47,8 @@ struct executor {
 
 /* ---- open and close */
 
-static enum status open_comm(struct executor *executor, const struct executor_config *config) {
+static enum status open_comm(struct executor *executor, const struct executor_config *config,
+                             const struct plan_input *input) {
     const struct worker_init *init = config->init;
     executor->comm_ops = comm_find(comm_name_for(init->backend, init->world));
     struct comm_config comm = {
@@ -56,6 +57,8 @@ static enum status open_comm(struct executor *executor, const struct executor_co
         .kernels = executor->kernels,
         .device = executor->device,
         .max_bytes = executor->plan.comm_max_bytes,
+        .row_elements = input->config->hidden_size,
+        .row_dtype = batch_delta_dtype(executor->kernels->activation_dtype(input->dtype)),
         .memory_fd = config->comm_fd,
         .spin = init->spin != 0,
         .timeout_ns = COMM_TIMEOUT_NS,
@@ -151,7 +154,7 @@ static enum status open_parts(struct executor *executor, const struct executor_c
              (unsigned long long)init->comm_max_bytes);
     }
     TRY(executor->kernels->stream_create(executor->device, &executor->stream));
-    TRY(open_comm(executor, config));
+    TRY(open_comm(executor, config, &input));
     TRY(open_model(executor, config, &input));
     TRY(open_flights(executor));
     TRY(fill_padding_slot(executor));
@@ -221,6 +224,13 @@ static void model_executor_describe(const struct executor *executor, struct work
         name = card.name;
     }
     snprintf(ready->device_name, sizeof ready->device_name, "%s", name);
+    struct comm_report report = {.serves = executor->comm_ops->name};
+    if (executor->comm_ops->report != NULL) {
+        executor->comm_ops->report(executor->comm, &report);
+    }
+    snprintf(ready->comm_name, sizeof ready->comm_name, "%s", report.serves);
+    ready->comm_own_bytes = report.own_bytes;
+    ready->comm_row_us = report.row_us;
 }
 
 /* ---- steps */

@@ -132,6 +132,7 @@ void rig_group_up(struct rig *rig, uint32_t replica) {
     group_start(&rig->groups[replica], rig->epoch, &rig->init.limits, (size_t)rig->init.max_body_bytes,
                 &rig->group_script, &fds[1], &fds[0]);
     struct control_msg message = {.type = CONTROL_GROUP_UP, .replica = replica, .epoch = rig->epoch};
+    message.body.ready = (struct worker_ready){.comm_name = "p2p", .comm_own_bytes = 65536, .comm_row_us = 3.5f};
     EXPECT_OK(control_send(rig->control, &message, fds, 2));
     rig->epoch++;
     close(fds[0]);
