@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "launcher/child_call.h"
 #include "launcher/config_table.h"
@@ -90,6 +91,10 @@ static enum status look_at_cards(const struct config *config, struct serve_plan 
     return machine->kernels != NULL ? machine->kernels->open(&oldest, &machine->device) : STATUS_UNSUPPORTED;
 }
 
+static bool is_dummy(const struct config *config) {
+    return strcmp(config->load_format, "dummy") == 0;
+}
+
 static enum status choose_dtype(const struct config *config, const struct model_config *model, enum dtype *dtype) {
     if (strcmp(config->dtype, "auto") == 0) {
         *dtype = model->torch_dtype;
@@ -99,10 +104,28 @@ static enum status choose_dtype(const struct config *config, const struct model_
     return STATUS_OK;
 }
 
-/* Ids that the model can say and the tokenizer can spell. */
+static enum status check_tokenizer(const struct config *config) {
+    char path[PATH_MAX];
+    snprintf(path, sizeof path, "%s/tokenizer.json", config_tokenizer(config));
+    if (access(path, R_OK) != 0) {
+        return config_fail_key(config, "tokenizer", STATUS_NOT_FOUND,
+                               "there is no readable %s: name a directory that holds one; for a model of load_format "
+                               "dummy any will do, such as configs/models/tandem-r1-tiny",
+                               path);
+    }
+    return STATUS_OK;
+}
+
+/* Ids that the model can say and the tokenizer can spell. A made-up model says them all: what the choice among them
+ * costs is part of what it is there to show, and its ids mean nothing in any spelling. */
 static enum status count_valid_ids(const struct config *config, const struct model_config *model, uint32_t *count) {
+    TRY(check_tokenizer(config));
+    if (is_dummy(config)) {
+        *count = model->vocab_size;
+        return STATUS_OK;
+    }
     struct tokenizer *tokenizer;
-    TRY(tokenizer_load(config->model, &tokenizer));
+    TRY(tokenizer_load(config_tokenizer(config), &tokenizer));
     uint32_t known = tokenizer_vocab_size(tokenizer);
     *count = known < model->vocab_size ? known : model->vocab_size;
     tokenizer_free(tokenizer);
@@ -228,7 +251,7 @@ enum status serve_plan_make(const struct config *config, struct serve_plan *plan
     snprintf(init->model_dir, sizeof init->model_dir, "%s", config->model);
     init->world = config->tp;
     init->dtype = (uint32_t)dtype;
-    init->load_dummy = strcmp(config->load_format, "dummy") == 0;
+    init->load_dummy = is_dummy(config);
     init->memory_limit_bytes = (uint64_t)(config->memory_limit_gib * (double)(1u << 30));
     init->threads = plan->placement.threads;
     init->spin = plan->placement.spin;
