@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "launcher/bar.h"
 #include "launcher/child_call.h"
 #include "launcher/config_table.h"
 #include "runtime/base/alloc.h"
@@ -250,14 +251,16 @@ static void log_plan(const struct config *config, const struct plan *plan) {
     for (uint32_t rank = 1; rank < plan->world; rank++) {
         most = plan->rank[rank].total_bytes > most->total_bytes ? &plan->rank[rank] : most;
     }
-    double gib = (double)(1u << 30);
-    log_info(
-        "plan of %s %.2f GiB: weights %.2f, KV %.2f (%llu tokens), activations %.2f, slots %.2f, communicator %.2f, "
-        "graphs %.2f, libraries %.2f",
-        config->tp > 1 ? "each rank" : "the rank", (double)most->total_bytes / gib, (double)most->weight_bytes / gib,
-        (double)most->kv_bytes / gib, (unsigned long long)plan->kv_tokens, (double)most->activation_bytes / gib,
-        (double)most->slot_bytes / gib, (double)most->comm_bytes / gib, (double)most->graph_bytes / gib,
-        (double)most->backend_bytes / gib);
+    const size_t bytes[] = {most->total_bytes, most->weight_bytes, most->kv_bytes,    most->activation_bytes,
+                            most->slot_bytes,  most->comm_bytes,   most->graph_bytes, most->backend_bytes};
+    char text[8][BAR_BYTES_MAX];
+    for (int i = 0; i < 8; i++) {
+        bar_bytes((double)bytes[i], text[i]);
+    }
+    log_info("plan of %s: %s; weights %s, KV %s (%llu tokens), activations %s, slots %s, communicator %s, graphs %s, "
+             "libraries %s",
+             config->tp > 1 ? "each rank" : "the rank", text[0], text[1], text[2], (unsigned long long)plan->kv_tokens,
+             text[3], text[4], text[5], text[6], text[7]);
 }
 
 static size_t choose_pool(const struct serve_plan *plan) {

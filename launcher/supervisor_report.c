@@ -33,6 +33,7 @@ void supervisor_describe_start(const struct group *group, uint32_t world, struct
         const struct worker_times *times = &group_ready(group, rank)->times;
         loaded += group_ready(group, rank)->loaded_bytes;
         longest.device_ms = larger(longest.device_ms, times->device_ms);
+        longest.memory_ms = larger(longest.memory_ms, times->memory_ms);
         longest.load_ms = larger(longest.load_ms, times->load_ms);
         longest.comm_ms = larger(longest.comm_ms, times->comm_ms);
         longest.graphs_ms = larger(longest.graphs_ms, times->graphs_ms);
@@ -41,9 +42,10 @@ void supervisor_describe_start(const struct group *group, uint32_t world, struct
     uint32_t all_ms = group_start_ms(group);
     double rate = longest.load_ms > 0 ? (double)loaded / world / longest.load_ms / 1e6 : 0;
     buf_printf(out,
-               "processes %.2f, device %.2f, weights %.2f (%.1f GB/s a rank) beside communicator %.2f and graphs %.2f",
-               (all_ms - (double)longest.all_ms) / 1e3, longest.device_ms / 1e3, longest.load_ms / 1e3, rate,
-               longest.comm_ms / 1e3, longest.graphs_ms / 1e3);
+               "processes %.2f, device %.2f, memory %.2f, weights %.2f (%.1f GB/s a rank) beside communicator %.2f and "
+               "graphs %.2f",
+               (all_ms - (double)longest.all_ms) / 1e3, longest.device_ms / 1e3, longest.memory_ms / 1e3,
+               longest.load_ms / 1e3, rate, longest.comm_ms / 1e3, longest.graphs_ms / 1e3);
 }
 
 static void report_start(const struct supervisor *supervisor) {

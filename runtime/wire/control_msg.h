@@ -70,6 +70,7 @@ struct worker_init {
 /* What a worker's start took, in ms. Weights are loaded while the communicator and the graphs are made. */
 struct worker_times {
     uint32_t device_ms; /* finding the backend and opening its device */
+    uint32_t memory_ms; /* all of the rank's memory */
     uint32_t load_ms;
     uint32_t comm_ms;
     uint32_t graphs_ms;

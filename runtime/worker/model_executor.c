@@ -112,7 +112,9 @@ static enum status begin_loading(struct loading *loading, const struct plan_inpu
         .progress = note_progress,
         .context = loading,
     };
+    uint64_t start_ns = clock_now_ns();
     TRY(model_open(&loading->options, &executor->model));
+    executor->times.memory_ms = milliseconds_since(start_ns);
     if (pthread_create(&loading->thread, NULL, loading_thread, loading) != 0) {
         FAIL(STATUS_IO, "cannot start the thread that loads the weights");
     }
