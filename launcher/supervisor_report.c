@@ -121,7 +121,9 @@ void supervisor_report(const struct supervisor *supervisor) {
 static void audit_one(const struct supervisor *supervisor, pid_t pid, enum descriptor_holder holder, const char *name) {
     struct buf differences = {0};
     const struct serve_plan *plan = supervisor->plan;
-    if (pid == 0 || descriptors_audit(pid, holder, plan->n_replicas, plan->init.world, &differences) != STATUS_OK) {
+    bool cards = strcmp(plan->init.backend, "cuda") == 0;
+    if (pid == 0 ||
+        descriptors_audit(pid, holder, plan->n_replicas, plan->init.world, cards, &differences) != STATUS_OK) {
         return; /* it has just ended */
     }
     if (differences.size > 0) {
