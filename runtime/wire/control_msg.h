@@ -56,7 +56,7 @@ struct worker_init {
     uint32_t dtype;      /* enum dtype of weights and KV */
     uint32_t load_dummy; /* random weights instead of the checkpoint's */
     struct step_limits limits;
-    uint32_t n_valid_ids;    /* ids the tokenizer knows; logits from there on are masked */
+    uint32_t n_valid_ids;    /* ids that may be said: those the tokenizer knows; logits from there on are masked */
     uint64_t max_body_bytes; /* of a step */
     uint64_t comm_max_bytes;
     uint64_t memory_limit_bytes; /* per rank; 0: none */
@@ -67,9 +67,22 @@ struct worker_init {
     uint32_t deterministic;
 };
 
-struct worker_ready {
-    uint64_t weight_bytes, kv_bytes, other_bytes; /* of this rank, as allocated */
+/* What a worker's start took, in ms. Weights are loaded while the communicator and the graphs are made. */
+struct worker_times {
+    uint32_t device_ms; /* finding the backend and opening its device */
+    uint32_t memory_ms; /* all of the rank's memory */
     uint32_t load_ms;
+    uint32_t comm_ms;
+    uint32_t graphs_ms;
+    uint32_t all_ms; /* from INIT to READY */
+};
+
+struct worker_ready {
+    uint64_t weight_bytes, kv_bytes, other_bytes; /* of this rank, as planned and allocated */
+    uint64_t loaded_bytes;                        /* of weights: read, or made up */
+    uint64_t taken_bytes;                         /* by the card's own count, the context excepted; 0 without a card */
+    uint64_t free_bytes, total_bytes;             /* of the card now */
+    struct worker_times times;
     char device_name[64];
     char comm_name[16];      /* what serves decode-sized sums over the ranks */
     uint64_t comm_own_bytes; /* the largest sum that kernels of our own, proven at start, serve; 0: none */
@@ -81,8 +94,10 @@ struct frontend_init {
     char model_dir[CONTROL_PATH_MAX];
     char served_model_name[256];
     char api_key_file[CONTROL_PATH_MAX]; /* "" for none */
+    char tokenizer_dir[CONTROL_PATH_MAX];
     uint32_t n_replicas, world;
     struct step_limits limits;
+    uint32_t n_valid_ids; /* as in struct worker_init */
     uint64_t max_body_bytes;
     uint32_t prefix_cache;
     uint32_t queue_max;     /* requests that may wait for admission */
