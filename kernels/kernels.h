@@ -215,6 +215,18 @@ struct op_copy_2d {
     size_t height;
 };
 
+/* out[r][c] = centre + scale * rng_element(key, first + r * row_step + c), two roundings in fp32 and one to `dtype`:
+ * made-up weights, the same bits on every backend, whoever makes which part of them. */
+struct op_random {
+    void *out; /* [n_rows][n_columns] */
+    enum dtype dtype;
+    uint32_t n_rows, n_columns;
+    uint64_t key;
+    uint64_t first;    /* number of the element out[0][0] */
+    uint64_t row_step; /* from one row's numbers to the next row's */
+    float centre, scale;
+};
+
 /* The largest logit of a row and its id, the lowest among equals. A row with NaN or +inf gives value NaN. */
 struct token_choice {
     float value;
@@ -319,6 +331,7 @@ struct kernel_ops {
     enum status (*swiglu)(struct kernel_stream *stream, const struct op_swiglu *args);
     enum status (*gather_rows)(struct kernel_stream *stream, const struct op_gather_rows *args);
     enum status (*copy_2d)(struct kernel_stream *stream, const struct op_copy_2d *args);
+    enum status (*random)(struct kernel_stream *stream, const struct op_random *args);
     enum status (*argmax)(struct kernel_stream *stream, const struct op_argmax *args);
     enum status (*argmax_merge)(struct kernel_stream *stream, const struct op_argmax_merge *args);
     enum status (*sample)(struct kernel_stream *stream, const struct op_sample *args);

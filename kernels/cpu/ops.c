@@ -38,6 +38,7 @@ const struct kernel_ops cpu_kernel_ops = {
     .swiglu = cpu_swiglu,
     .gather_rows = cpu_gather_rows,
     .copy_2d = cpu_copy_2d,
+    .random = cpu_random,
     .argmax = cpu_argmax,
     .argmax_merge = cpu_argmax_merge,
     .sample = cpu_sample,

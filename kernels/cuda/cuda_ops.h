@@ -56,6 +56,7 @@ enum status cuda_attention(struct kernel_stream *stream, const struct op_attenti
 enum status cuda_swiglu(struct kernel_stream *stream, const struct op_swiglu *args);
 enum status cuda_gather_rows(struct kernel_stream *stream, const struct op_gather_rows *args);
 enum status cuda_copy_2d(struct kernel_stream *stream, const struct op_copy_2d *args);
+enum status cuda_random(struct kernel_stream *stream, const struct op_random *args);
 enum status cuda_argmax(struct kernel_stream *stream, const struct op_argmax *args);
 enum status cuda_argmax_merge(struct kernel_stream *stream, const struct op_argmax_merge *args);
 enum status cuda_sample(struct kernel_stream *stream, const struct op_sample *args);

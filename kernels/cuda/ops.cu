@@ -23,6 +23,7 @@ ENTER(attention)
 ENTER(swiglu)
 ENTER(gather_rows)
 ENTER(copy_2d)
+ENTER(random)
 ENTER(argmax)
 ENTER(argmax_merge)
 ENTER(sample)
@@ -66,6 +67,7 @@ static constexpr void name_math(struct kernel_ops &ops) {
     ops.swiglu = enter_swiglu;
     ops.gather_rows = enter_gather_rows;
     ops.copy_2d = enter_copy_2d;
+    ops.random = enter_random;
     ops.argmax = enter_argmax;
     ops.argmax_merge = enter_argmax_merge;
     ops.sample = enter_sample;

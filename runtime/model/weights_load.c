@@ -6,10 +6,8 @@
 
 #include "runtime/base/alloc.h"
 #include "runtime/base/check.h"
-#include "runtime/base/hash.h"
-#include "runtime/base/rng.h"
 #include "runtime/model/rope.h"
-#include "runtime/model/weights.h"
+#include "runtime/model/weights_internal.h"
 
 #define JOB_BYTES ((size_t)4 << 20) /* of a tensor, at a time */
 /* Pieces of rows shorter than a page are picked out of whole rows: a system call each would cost more. */
@@ -19,8 +17,7 @@
 
 /* Some rows of one slice. */
 struct job {
-    const struct checkpoint_tensor *tensor; /* NULL: made up */
-    char name[SHARD_NAME_MAX];
+    const struct checkpoint_tensor *tensor;
     struct shard_slice slice;
     uint32_t row_first; /* within the slice */
     uint32_t n_rows;
@@ -60,17 +57,9 @@ struct scratch {
 
 /* ---- the list of jobs */
 
-static enum dtype place_dtype(const struct loader *loader, const struct shard_slice *slice) {
-    return slice->n_dims == 1 ? DTYPE_F32 : loader->load->dtype;
-}
-
-static enum dtype source_dtype(const struct loader *loader, const struct job *job) {
-    return job->tensor != NULL ? job->tensor->dtype : place_dtype(loader, &job->slice);
-}
-
 static void add_jobs(struct loader *loader, const struct job *whole) {
     const struct shard_slice *slice = &whole->slice;
-    size_t row_bytes = (size_t)slice->cols * dtype_bytes(source_dtype(loader, whole));
+    size_t row_bytes = (size_t)slice->cols * dtype_bytes(whole->tensor->dtype);
     uint32_t step = row_bytes < JOB_BYTES ? (uint32_t)(JOB_BYTES / row_bytes) : 1;
     for (uint32_t row = 0; row < slice->n_rows; row += step) {
         loader->jobs = xrealloc(loader->jobs, loader->n_jobs + 1, sizeof loader->jobs[0]);
@@ -78,7 +67,7 @@ static void add_jobs(struct loader *loader, const struct job *whole) {
         *job = *whole;
         job->row_first = row;
         job->n_rows = slice->n_rows - row < step ? slice->n_rows - row : step;
-        loader->total += (uint64_t)job->n_rows * slice->n_cols * dtype_bytes(source_dtype(loader, job));
+        loader->total += (uint64_t)job->n_rows * slice->n_cols * dtype_bytes(job->tensor->dtype);
     }
 }
 
@@ -149,15 +138,6 @@ static enum status list_stored(struct loader *loader) {
     return STATUS_OK;
 }
 
-static void list_made_up(struct loader *loader) {
-    const struct weights_load *load = loader->load;
-    for (uint32_t i = 0; i < shard_tensor_count(load->config); i++) {
-        struct job job = {.tensor = NULL};
-        shard_tensor(load->config, load->shard, i, job.name, &job.slice);
-        add_jobs(loader, &job);
-    }
-}
-
 /* ---- one job */
 
 static void *at_least(void *memory, size_t *have, size_t need) {
@@ -222,34 +202,10 @@ static enum status convert(const char *name, const void *from, enum dtype source
     return STATUS_OK;
 }
 
-/* Uniform numbers of variance 1 / columns, so that activations keep their size; norms near one. */
-static void make_up(const struct loader *loader, const struct job *job, void *out) {
-    const struct shard_slice *slice = &job->slice;
-    enum dtype dtype = place_dtype(loader, slice);
-    uint64_t key = hash64(0, job->name, strlen(job->name));
-    float scale = slice->n_dims == 1 ? 0.1f : sqrtf(3.0f / (float)slice->cols);
-    float centre = ends_with(job->name, "norm.weight") ? 1.0f : 0.0f;
-    for (uint32_t r = 0; r < job->n_rows; r++) {
-        for (uint32_t c = 0; c < slice->n_cols; c++) {
-            uint64_t row = slice->row_first + job->row_first + r;
-            uint64_t state = key + (row * slice->cols + slice->col_first + c);
-            float unit = (float)(rng_next(&state) >> 40) * 0x1p-23f - 1.0f;
-            float value = centre + scale * unit;
-            size_t i = (size_t)r * slice->n_cols + c;
-            CHECK(convert(job->name, &value, DTYPE_F32, (char *)out + i * dtype_bytes(dtype), dtype, 1) == STATUS_OK,
-                  "a made-up weight of %g", (double)value);
-        }
-    }
-}
-
 /* The job's elements as they go to the arena, into `out`. */
 static enum status make_ready(const struct loader *loader, const struct job *job, struct scratch *scratch, void *out) {
-    enum dtype source = source_dtype(loader, job);
-    enum dtype target = place_dtype(loader, &job->slice);
-    if (job->tensor == NULL) {
-        make_up(loader, job, out);
-        return STATUS_OK;
-    }
+    enum dtype source = job->tensor->dtype;
+    enum dtype target = weights_dtype(loader->load, &job->slice);
     if (source == target) {
         return read_rows(loader, job, scratch, out);
     }
@@ -262,16 +218,14 @@ static enum status make_ready(const struct loader *loader, const struct job *job
 static enum status run_job(const struct loader *loader, const struct job *job, struct scratch *scratch) {
     const struct weights_load *load = loader->load;
     const struct shard_slice *slice = &job->slice;
-    size_t element = dtype_bytes(place_dtype(loader, slice));
+    size_t element = dtype_bytes(weights_dtype(loader->load, slice));
     size_t bytes = (size_t)job->n_rows * slice->n_cols * element;
     CHECK(bytes <= scratch->stage_bytes, "a job of %zu bytes", bytes);
     struct stage *stage = &scratch->stages[scratch->next_stage++ % 2];
     TRY(load->kernels->event_sync(stage->copied)); /* of the job before the last */
     TRY(make_ready(loader, job, scratch, stage->memory));
-    size_t offset = load->layout->place[slice->place] + slice->layer * load->layout->layer_bytes +
-                    (size_t)(slice->dest_row + job->row_first) * slice->n_cols * element;
-    TRY(load->kernels->copy(scratch->stream, (char *)load->arena + offset, stage->memory, bytes,
-                            KERNEL_COPY_TO_DEVICE));
+    TRY(load->kernels->copy(scratch->stream, (char *)load->arena + weights_offset(load, slice, job->row_first),
+                            stage->memory, bytes, KERNEL_COPY_TO_DEVICE));
     return load->kernels->event_record(stage->copied, scratch->stream);
 }
 
@@ -280,7 +234,7 @@ static enum status run_job(const struct loader *loader, const struct job *job, s
 static void report(struct loader *loader, const struct job *job) {
     const struct weights_load *load = loader->load;
     pthread_mutex_lock(&loader->lock);
-    loader->done += (uint64_t)job->n_rows * job->slice.n_cols * dtype_bytes(source_dtype(loader, job));
+    loader->done += (uint64_t)job->n_rows * job->slice.n_cols * dtype_bytes(job->tensor->dtype);
     if (load->progress != NULL) {
         load->progress(load->context, loader->done, loader->total);
     }
@@ -313,7 +267,7 @@ static size_t largest_job(const struct loader *loader) {
     size_t most = 0;
     for (size_t i = 0; i < loader->n_jobs; i++) {
         const struct job *job = &loader->jobs[i];
-        size_t bytes = (size_t)job->n_rows * job->slice.n_cols * dtype_bytes(place_dtype(loader, &job->slice));
+        size_t bytes = (size_t)job->n_rows * job->slice.n_cols * dtype_bytes(weights_dtype(loader->load, &job->slice));
         most = bytes > most ? bytes : most;
     }
     return most;
@@ -402,15 +356,11 @@ static enum status load_tables(const struct weights_load *load) {
     return status;
 }
 
-enum status weights_load(const struct weights_load *load, const struct checkpoint *checkpoint) {
+static enum status read_checkpoint(const struct weights_load *load, const struct checkpoint *checkpoint) {
     struct loader loader = {.load = load, .checkpoint = checkpoint};
     pthread_mutex_init(&loader.lock, NULL);
-    if (checkpoint != NULL) {
-        loader.status = list_stored(&loader);
-        snprintf(loader.text, sizeof loader.text, "%s", loader.status != STATUS_OK ? status_text() : "");
-    } else {
-        list_made_up(&loader);
-    }
+    loader.status = list_stored(&loader);
+    snprintf(loader.text, sizeof loader.text, "%s", loader.status != STATUS_OK ? status_text() : "");
     if (loader.status == STATUS_OK) {
         run_threads(&loader);
     }
@@ -419,5 +369,10 @@ enum status weights_load(const struct weights_load *load, const struct checkpoin
     if (loader.status != STATUS_OK) {
         FAIL(loader.status, "%s", loader.text);
     }
+    return STATUS_OK;
+}
+
+enum status weights_load(const struct weights_load *load, const struct checkpoint *checkpoint) {
+    TRY(checkpoint != NULL ? read_checkpoint(load, checkpoint) : weights_make_up(load));
     return load_tables(load);
 }

@@ -46,6 +46,11 @@ const struct op_case op_cases[] = {
     {"copy_2d", .rows = 1, .columns = 1},
     {"copy_2d", .rows = 9, .columns = 13},
     {"copy_2d", .rows = 257, .columns = 1540},
+    {"random", .rows = 1, .columns = 1, .y = F32},
+    {"random", .rows = 7, .columns = 24, .y = F32},
+    {"random", .rows = 3, .columns = 1025, .y = BF16},
+    {"random", .rows = 40, .columns = 4096, .y = BF16},
+    {"random", .rows = 9, .columns = 520, .y = F16},
 
     {"rope_kv", .x = F32, .kv = F32, .q_heads = 1, .kv_heads = 1, .head_dim = 2, .block_size = 1, .row = {{0, 3}}},
     {"rope_kv", .x = F32, .kv = BF16, .q_heads = 9, .kv_heads = 3, .head_dim = 64, .block_size = 16,
@@ -97,17 +102,10 @@ static const struct {
     const char *op;
     void (*run)(struct rig *rig, const struct op_case *op_case);
 } runners[] = {
-    {"embed", case_embed},
-    {"rmsnorm", case_rmsnorm},
-    {"gemm", case_gemm},
-    {"swiglu", case_swiglu},
-    {"gather_rows", case_gather_rows},
-    {"copy_2d", case_copy_2d},
-    {"rope_kv", case_rope_kv},
-    {"attention", case_attention},
-    {"argmax", case_argmax},
-    {"argmax_merge", case_argmax_merge},
-    {"sample", case_sample},
+    {"embed", case_embed},   {"rmsnorm", case_rmsnorm},           {"gemm", case_gemm},
+    {"swiglu", case_swiglu}, {"gather_rows", case_gather_rows},   {"copy_2d", case_copy_2d},
+    {"random", case_random}, {"rope_kv", case_rope_kv},           {"attention", case_attention},
+    {"argmax", case_argmax}, {"argmax_merge", case_argmax_merge}, {"sample", case_sample},
     {"slots", case_slots},
 };
 
