@@ -13,49 +13,32 @@
 #define _GNU_SOURCE
 #include <math.h>
 #include <poll.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
 
-#include "benchmarks/support_card.h"
+#include "benchmarks/support_breakdown.h"
+#include "benchmarks/support_ceiling.h"
 #include "benchmarks/support_group.h"
 #include "benchmarks/support_options.h"
-#include "benchmarks/support_tape.h"
-#include "launcher/child_call.h"
+#include "benchmarks/support_report.h"
 #include "runtime/base/alloc.h"
 #include "runtime/base/check.h"
 #include "runtime/base/clock.h"
-#include "runtime/model/forward.h"
-#include "runtime/worker/model_executor.h"
 
+#define FLAGS                                                                                                          \
+    (1u << OPTION_MODEL | 1u << OPTION_BACKEND | 1u << OPTION_TP | 1u << OPTION_BATCH | 1u << OPTION_CONTEXT |         \
+     1u << OPTION_STEPS | 1u << OPTION_TEMPERATURE | 1u << OPTION_RANDOM_WEIGHTS | 1u << OPTION_WORKERS |              \
+     1u << OPTION_JSON)
 #define MAX_TOKENS 256u
 #define MAX_SHAPES 32
-#define MAX_KINDS 32
-#define MIN_OPS 64u /* in a graph of one kind: the launch must not show */
-#define PLAYS 10u
 #define SPARE_STEPS 8u /* before and between what is measured */
-#define CEILING_TIMEOUT_S 60u
 
 struct shape {
     uint32_t batch, context;
 };
 
-struct kind_result {
-    struct tape_kind kind;
-    double us; /* of all ops of the kind, per step */
-};
-
-struct spread {
-    double mean, median, p99; /* us */
-};
-
 struct shape_result {
-    double stream_bytes; /* matrices and KV that one step reads */
-    double graph_us, launch_us;
-    struct spread executor, worker;
-    uint32_t n_kinds;
-    struct kind_result kinds[MAX_KINDS];
+    struct spread executor, worker; /* us */
+    struct breakdown breakdown;
 };
 
 /* Of one run; the ranks inherit it. */
@@ -65,21 +48,6 @@ static struct {
     uint32_t n_shapes;
     uint32_t room; /* positions that a sequence needs beyond its context */
 } bench;
-
-static int compare_doubles(const void *a, const void *b) {
-    double x = *(const double *)a;
-    double y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static struct spread spread_of(double *values, uint32_t n) {
-    double sum = 0;
-    for (uint32_t i = 0; i < n; i++) {
-        sum += values[i];
-    }
-    qsort(values, n, sizeof *values, compare_doubles);
-    return (struct spread){.mean = sum / n, .median = values[n / 2], .p99 = values[(n - 1) * 99 / 100]};
-}
 
 /* ---- steps of a shape */
 
@@ -131,106 +99,22 @@ static struct spread run_executor(struct rank *rank, const struct shape *shape) 
     return spread;
 }
 
-/* ---- as graphs */
+/* ---- all measurements in a rank */
 
-struct device {
-    struct rank *rank;
-    struct model *model;
-    const struct kernel_ops *kernels;
-    struct kernel_stream *stream;
-};
-
-static void put_rows(const struct device *device, uint32_t n) {
-    struct step_row *rows = xcalloc(n, sizeof *rows);
-    for (uint32_t i = 0; i < n; i++) {
-        rows[i] = (struct step_row){.slot = i, .q_len = 1, .flags = STEP_ROW_SAMPLE};
-    }
-    must(device->kernels->copy(device->stream, device->model->buffers.rows, rows, n * sizeof *rows,
-                               KERNEL_COPY_TO_DEVICE));
-    must(device->kernels->stream_sync(device->stream));
-    free(rows);
-}
-
-/* Mean time of `count` launches back to back, in us; *launch_us is the calling thread's share of one. */
-static double time_graph(const struct device *device, struct kernel_graph *graph, uint32_t count, double *launch_us) {
-    must(device->kernels->graph_launch(graph, device->stream));
-    must(device->kernels->stream_sync(device->stream));
-    group_barrier(device->rank);
-    uint64_t start_ns = clock_now_ns();
-    for (uint32_t i = 0; i < count; i++) {
-        must(device->kernels->graph_launch(graph, device->stream));
-        if (i == 0 && launch_us != NULL) {
-            *launch_us = (double)(clock_now_ns() - start_ns) * 1e-3;
-        }
-    }
-    must(device->kernels->stream_sync(device->stream));
-    return (double)(clock_now_ns() - start_ns) * 1e-3 / count;
-}
-
-static double time_step(const struct device *device, const struct step_batch *batch, double *launch_us) {
-    struct kernel_graph *graph;
-    must(device->kernels->graph_begin(device->stream));
-    must(forward_enqueue(device->model, device->stream, batch));
-    must(device->kernels->graph_end(device->stream, &graph));
-    double us = time_graph(device, graph, bench.options.steps, launch_us);
-    device->kernels->graph_destroy(graph);
-    return us;
-}
-
-static double time_kind(const struct device *device, const struct tape *tape, uint32_t kind) {
-    uint32_t count = tape_kind(tape, kind)->count;
-    uint32_t repeats = (MIN_OPS + count - 1) / count;
-    struct kernel_graph *graph;
-    must(device->kernels->graph_begin(device->stream));
-    for (uint32_t i = 0; i < repeats; i++) {
-        must(tape_play(tape, kind));
-    }
-    must(device->kernels->graph_end(device->stream, &graph));
-    double us = time_graph(device, graph, PLAYS, NULL) / repeats;
-    device->kernels->graph_destroy(graph);
-    return us;
-}
-
-static void time_kinds(const struct device *device, const struct step_batch *batch, uint64_t kv_tokens,
-                       struct shape_result *result) {
-    struct tape *tape;
-    must(tape_record(device->model, device->stream, batch, kv_tokens, &tape));
-    result->n_kinds = tape_kinds(tape);
-    for (uint32_t i = 0; i < result->n_kinds; i++) {
-        result->kinds[i].kind = *tape_kind(tape, i);
-        bool moot = device->model->shard.world == 1 && result->kinds[i].kind.collective;
-        result->kinds[i].us = moot ? 0 : time_kind(device, tape, i);
-        result->stream_bytes += result->kinds[i].kind.bytes;
-    }
-    tape_free(tape);
-}
-
-/* The slots stand where run_executor left them. */
-static void run_graphs(struct rank *rank, const struct shape *shape, struct shape_result *result) {
-    struct model *model = model_executor_model(rank->executor);
-    struct device device = {.rank = rank, .model = model, .kernels = model->kernels};
-    must(device.kernels->stream_create(model->device, &device.stream));
-    put_rows(&device, shape->batch);
-    struct step_batch batch = {.rows = model->buffers.rows,
-                               .n_rows = shape->batch,
-                               .n_tokens = shape->batch,
-                               .n_sampled = shape->batch,
-                               .max_kv_len = model->limits.max_len,
-                               .greedy = bench.options.temperature == 0.0f};
-    must(forward_enqueue(model, device.stream, &batch)); /* what a first time costs */
-    must(device.kernels->stream_sync(device.stream));
-    result->graph_us = time_step(&device, &batch, &result->launch_us);
-    uint64_t kv_tokens = (uint64_t)shape->batch * (shape->context + 2 * bench.options.steps);
-    time_kinds(&device, &batch, kv_tokens, result);
-    device.kernels->stream_destroy(device.stream);
+static struct breakdown_step breakdown_step(const struct shape *shape) {
+    return (struct breakdown_step){.rows = shape->batch,
+                                   .q_len = 1,
+                                   .pos = shape->context,
+                                   .greedy = bench.options.temperature == 0.0f,
+                                   .max_kv_len = shape->context + bench.room};
 }
 
 static void run_shapes(struct rank *rank) {
     struct shape_result *shared = (struct shape_result *)(void *)rank->shared->result;
     for (uint32_t i = 0; i < bench.n_shapes; i++) {
-        struct shape_result result = {.n_kinds = 0};
-        result.executor = run_executor(rank, &bench.shapes[i]);
-        run_graphs(rank, &bench.shapes[i], &result);
+        struct shape_result result = {.executor = run_executor(rank, &bench.shapes[i])};
+        struct breakdown_step step = breakdown_step(&bench.shapes[i]);
+        breakdown_run(rank, &step, bench.options.steps, &result.breakdown);
         if (rank->init.rank == 0) {
             shared[i] = result;
         }
@@ -304,36 +188,22 @@ static void run_workers(const struct group_config *config, struct shape_result *
 
 /* ---- output */
 
-static void print_shape(uint32_t tp, const struct shape *shape, const struct shape_result *result, double rate) {
-    double floor_us = result->stream_bytes / rate * 1e6;
-    double sum_us = 0;
-    double collectives_us = 0;
-    printf("\nTP %u, batch %u, context %u: ms a step: floor %.3f, graph %.3f (%.0f %%), executor %.3f (p50 %.3f, p99 "
-           "%.3f)",
-           tp, shape->batch, shape->context, floor_us * 1e-3, result->graph_us * 1e-3, 100 * floor_us / result->graph_us,
-           result->executor.mean * 1e-3, result->executor.median * 1e-3, result->executor.p99 * 1e-3);
-    if (result->worker.mean > 0) {
-        printf(", worker %.3f (p50 %.3f, p99 %.3f)", result->worker.mean * 1e-3, result->worker.median * 1e-3,
-               result->worker.p99 * 1e-3);
-    }
-    printf("; idle %.0f us; launch %.0f us\n", result->executor.mean - result->graph_us, result->launch_us);
-    printf("  %-24s %6s %10s %9s %10s %7s %8s\n", "op", "count", "us/step", "us/op", "floor us", "floor %", "GB/s");
-    for (uint32_t i = 0; i < result->n_kinds; i++) {
-        const struct kind_result *line = &result->kinds[i];
-        sum_us += line->us;
-        collectives_us += line->kind.collective ? line->us : 0;
-        double own_us = line->kind.bytes / rate * 1e6;
-        printf("  %-24s %6u %10.1f %9.2f %10.1f %7.0f %8.0f\n", line->kind.name, line->kind.count, line->us,
-               line->us / line->kind.count, own_us, line->us > 0 ? 100 * own_us / line->us : 0,
-               line->us > 0 ? line->kind.bytes / line->us * 1e-3 : 0);
-    }
-    printf("  %-24s %6s %10.1f  (graph %.1f; collectives %.0f %%)\n", "sum", "", sum_us, result->graph_us,
-           100 * collectives_us / result->graph_us);
-    fflush(stdout);
-}
-
-static enum status measure_card(void *argument) {
-    return card_measure(0, argument);
+/* `one` is the same shape on one rank, NULL when that was not measured. */
+static void print_step(uint32_t tp, const struct shape *shape, const struct shape_result *result,
+                       const struct ceiling *ceiling, const struct shape_result *one) {
+    const struct breakdown *parts = &result->breakdown;
+    double floor_us = breakdown_floor_us(ceiling, parts->bytes, parts->flops);
+    bool worker = result->worker.mean > 0;
+    const struct spread *whole = worker ? &result->worker : &result->executor;
+    REPORT_ROW("step", CELL("tp", tp, 0), CELL("batch", shape->batch, 0), CELL("context", shape->context, 0),
+               CELL("floor_ms", floor_us * 1e-3, 3), CELL("graph_ms", parts->graph_us * 1e-3, 3),
+               CELL("executor_ms", result->executor.mean * 1e-3, 3),
+               CELL("worker_ms", worker ? result->worker.mean * 1e-3 : NAN, 3), CELL("p50_ms", whole->median * 1e-3, 3),
+               CELL("p99_ms", whole->p99 * 1e-3, 3), CELL("of_floor_%", 100 * floor_us / whole->mean, 1),
+               CELL("collectives_%", 100 * breakdown_collective_us(parts) / parts->graph_us, 1),
+               CELL("idle_us", whole->mean - parts->graph_us, 0), CELL("launch_us", parts->launch_us, 0),
+               CELL("tokens_per_s", shape->batch * 1e6 / whole->mean, 1),
+               CELL("efficiency_%", one != NULL ? 100 * one->executor.mean / result->executor.mean / tp : NAN, 1));
 }
 
 static struct group_config config_for(uint32_t tp) {
@@ -354,13 +224,10 @@ static struct group_config config_for(uint32_t tp) {
 }
 
 int main(int argc, char **argv) {
-    bench.options = (struct options){.backend = "cuda",
-                                     .tp = {1, {1}},
-                                     .batch = {3, {1, 16, 64}},
-                                     .context = {1, {1024}},
-                                     .steps = 64};
-    options_parse(argc, argv, "bench_decode --model DIR [FLAG ...]", &bench.options);
-    bench.room = 2 * bench.options.steps + 4 * SPARE_STEPS;
+    bench.options = (struct options){
+        .backend = "cuda", .tp = {1, {1}}, .batch = {3, {1, 16, 64}}, .context = {1, {1024}}, .steps = 64};
+    options_parse(argc, argv, "bench_decode --model DIR [FLAG ...]", FLAGS, &bench.options);
+    bench.room = bench.options.steps + 2 * SPARE_STEPS;
     for (uint32_t c = 0; c < bench.options.context.n; c++) {
         for (uint32_t b = 0; b < bench.options.batch.n; b++) {
             CHECK(bench.n_shapes < MAX_SHAPES, "more than %d shapes", MAX_SHAPES);
@@ -368,18 +235,25 @@ int main(int argc, char **argv) {
                 (struct shape){.batch = bench.options.batch.at[b], .context = bench.options.context.at[c]};
         }
     }
-    struct card_ceiling card = {.read_rate = 0};
-    must(child_call(measure_card, &card, sizeof card, CEILING_TIMEOUT_S));
-    printf("%s: %.0f GB/s read\n", card.name, card.read_rate * 1e-9);
+    report_open("decode", bench.options.json);
+    struct ceiling ceiling = ceiling_measure(bench.options.backend, 0);
+    ceiling_report(&ceiling);
+    static struct shape_result results[OPTIONS_LIST_MAX][MAX_SHAPES];
     for (uint32_t t = 0; t < bench.options.tp.n; t++) {
-        struct shape_result results[MAX_SHAPES];
-        struct group_config config = config_for(bench.options.tp.at[t]);
-        group_run(&config, run_shapes, results, sizeof results);
+        uint32_t tp = bench.options.tp.at[t];
+        struct group_config config = config_for(tp);
+        struct ceiling share = ceiling_share(&ceiling, bench.options.backend, tp);
+        group_run(&config, run_shapes, results[t], sizeof results[t]);
         if (bench.options.workers) {
-            run_workers(&config, results);
+            run_workers(&config, results[t]);
         }
         for (uint32_t i = 0; i < bench.n_shapes; i++) {
-            print_shape(config.world, &bench.shapes[i], &results[i], card.read_rate);
+            struct breakdown_step step = breakdown_step(&bench.shapes[i]);
+            breakdown_report(&results[t][i].breakdown, &share, tp, &step);
+        }
+        for (uint32_t i = 0; i < bench.n_shapes; i++) {
+            const struct shape_result *one = bench.options.tp.at[0] == 1 ? &results[0][i] : NULL;
+            print_step(tp, &bench.shapes[i], &results[t][i], &share, one);
         }
     }
     return 0;

@@ -39,7 +39,7 @@ static const char read_kernel[] =
 #define FOLD(a, b, c, d)                                                                                               \
     "xor.b32 %r3, %r3, %v" #a ";\nxor.b32 %r3, %r3, %v" #b ";\nxor.b32 %r3, %r3, %v" #c ";\nxor.b32 %r3, %r3, %v" #d   \
     ";\n"
-    FOLD(0, 1, 2, 3) FOLD(4, 5, 6, 7) FOLD(8, 9, 10, 11) FOLD(12, 13, 14, 15)         /**/
+    FOLD(0, 1, 2, 3) FOLD(4, 5, 6, 7) FOLD(8, 9, 10, 11) FOLD(12, 13, 14, 15)           /**/
     FOLD(16, 17, 18, 19) FOLD(20, 21, 22, 23) FOLD(24, 25, 26, 27) FOLD(28, 29, 30, 31) /**/
 #undef FOLD
     "add.u64 %d3, %d3, %d4;\nbra again;\n"

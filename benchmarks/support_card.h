@@ -1,5 +1,5 @@
-/* What a card can do at best, measured: every benchmark on cards prints its figures beside these, taken in the same run.
- * Asks the driver (libcuda.so.1, opened at run time) and runs a kernel of its own, which the driver compiles. */
+/* What a card can do at best, measured: every benchmark on cards prints its figures beside these, taken in the same
+ * run. Asks the driver (libcuda.so.1, opened at run time) and runs a kernel of its own, which the driver compiles. */
 #ifndef TANDEM_BENCHMARKS_SUPPORT_CARD_H
 #define TANDEM_BENCHMARKS_SUPPORT_CARD_H
 

@@ -57,6 +57,12 @@ uint32_t bench_blocks(uint32_t positions) {
     return (positions + BLOCK - 1) / BLOCK;
 }
 
+/* Of a rank: the cores are shared out; cards need none. */
+static uint32_t threads_for(const struct group_config *config) {
+    uint32_t share = (uint32_t)sysconf(_SC_NPROCESSORS_ONLN) / config->world;
+    return strcmp(config->backend, "cpu") == 0 && share > 0 ? share : 1;
+}
+
 void group_init(const struct group_config *config, struct worker_init *init, struct plan *plan) {
     struct model_config model;
     must(model_config_load(config->model_dir, &model));
@@ -65,7 +71,7 @@ void group_init(const struct group_config *config, struct worker_init *init, str
                                          .dtype = model.torch_dtype == DTYPE_F32 ? DTYPE_BF16 : model.torch_dtype,
                                          .load_dummy = config->dummy,
                                          .n_valid_ids = model.vocab_size,
-                                         .threads = config->threads > 0 ? config->threads : 1,
+                                         .threads = threads_for(config),
                                          .first_cpu = -1,
                                          .spin = 1}};
     *init = planning.init;

@@ -15,7 +15,6 @@ struct group_config {
     const char *model_dir;
     const char *backend; /* "cpu" or "cuda" */
     uint32_t world;
-    uint32_t threads;    /* cpu: of each rank */
     bool dummy;          /* random weights in place of the checkpoint's */
     uint32_t max_rows;   /* of a step */
     uint32_t max_tokens; /* of a step */
@@ -55,9 +54,9 @@ void group_barrier(struct rank *rank);
 
 /* ---- steps */
 
-/* The next q_len tokens of rows [first_row, first_row + rows), which all stand at `pos`. With `fresh` the slots are given
- * out first: their prompts of `prompt` ids, made up, of which the first `pos` count as computed, and their block tables.
- * A row samples when it comes to the end of its prompt, and ever after. */
+/* The next q_len tokens of rows [first_row, first_row + rows), which all stand at `pos`. With `fresh` the slots are
+ * given out first: their prompts of `prompt` ids, made up, of which the first `pos` count as computed, and their block
+ * tables. A row samples when it comes to the end of its prompt, and ever after. */
 struct bench_step {
     uint32_t first_row, rows;
     uint32_t q_len;
@@ -78,7 +77,7 @@ void rank_step(struct rank *rank, const struct bench_step *step);
 /* Waits for the oldest step in flight. */
 void rank_wait(struct rank *rank);
 
-/* Forgets all slots; nothing may be in flight. */
+/* Forgets all slots: what comes next is step 1 of another engine. Nothing may be in flight. */
 void rank_reset(struct rank *rank);
 
 /* Positions to KV blocks. */

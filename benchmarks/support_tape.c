@@ -50,7 +50,7 @@ struct entry {
 struct tape {
     struct model *model;
     struct kernel_stream *stream;
-    uint64_t kv_tokens;
+    struct tape_load load;
     struct entry *entries;
     size_t n_entries;
     struct tape_kind kinds[KINDS_MAX];
@@ -156,14 +156,21 @@ static double bytes_of(const struct tape *tape, const struct entry *entry) {
     }
     if (entry->op == OP_attention) {
         const struct kv_layout *kv = &entry->args.attention.kv;
-        return (double)tape->kv_tokens * 2.0 * kv->n_heads * kv->head_dim * (double)dtype_bytes(kv->dtype);
+        return (double)tape->load.kv_tokens * 2.0 * kv->n_heads * kv->head_dim * (double)dtype_bytes(kv->dtype);
     }
     return 0;
 }
 
-static double flops_of(const struct entry *entry) {
-    const struct op_gemm *args = &entry->args.gemm;
-    return entry->op == OP_gemm ? 2.0 * args->m * args->weight.n * args->weight.k : 0;
+static double flops_of(const struct tape *tape, const struct entry *entry) {
+    if (entry->op == OP_gemm) {
+        const struct op_gemm *args = &entry->args.gemm;
+        return 2.0 * args->m * args->weight.n * args->weight.k;
+    }
+    if (entry->op == OP_attention) {
+        const struct op_attention *args = &entry->args.attention;
+        return 4.0 * (double)tape->load.pairs * args->n_q_heads * args->kv.head_dim;
+    }
+    return 0;
 }
 
 static void sort_entry(struct tape *tape, struct entry *entry) {
@@ -180,13 +187,13 @@ static void sort_entry(struct tape *tape, struct entry *entry) {
     entry->kind = kind;
     tape->kinds[kind].count++;
     tape->kinds[kind].bytes += bytes_of(tape, entry);
-    tape->kinds[kind].flops += flops_of(entry);
+    tape->kinds[kind].flops += flops_of(tape, entry);
 }
 
 /* ---- record and play */
 
 enum status tape_record(struct model *model, struct kernel_stream *stream, const struct step_batch *batch,
-                        uint64_t kv_tokens, struct tape **out) {
+                        const struct tape_load *load, struct tape **out) {
     const struct kernel_ops *kernels = model->kernels;
     const struct comm_ops *comm_ops = model->comm_ops;
     struct kernel_ops written = *kernels;
@@ -203,7 +210,7 @@ enum status tape_record(struct model *model, struct kernel_stream *stream, const
     struct tape *tape = xcalloc(1, sizeof *tape);
     tape->model = model;
     tape->stream = stream;
-    tape->kv_tokens = kv_tokens;
+    tape->load = *load;
     writing = tape;
     model->kernels = &written;
     model->comm_ops = &written_comm;

@@ -13,12 +13,18 @@ struct tape_kind {
     bool collective;
     uint32_t count; /* in a step */
     double bytes;   /* read from memory by all of them: weights, or the cache up to each row's length */
-    double flops;   /* of matrix products */
+    double flops;   /* of matrix products and of attention's */
 };
 
-/* Writes down forward_enqueue of `batch`; `kv_tokens` is the sum of the rows' lengths after the step. Nothing runs. */
+/* What the arguments do not tell the host. */
+struct tape_load {
+    uint64_t kv_tokens; /* the rows' lengths after the step, summed up */
+    uint64_t pairs;     /* for each token the positions that it attends to, summed up */
+};
+
+/* Writes down forward_enqueue of `batch`. Nothing runs. */
 enum status tape_record(struct model *model, struct kernel_stream *stream, const struct step_batch *batch,
-                        uint64_t kv_tokens, struct tape **tape);
+                        const struct tape_load *load, struct tape **tape);
 void tape_free(struct tape *tape);
 
 uint32_t tape_kinds(const struct tape *tape);
