@@ -160,7 +160,9 @@ static void init_frontend(struct rig *rig, const struct step_limits *limits) {
     struct control_msg message = {.type = CONTROL_INIT};
     struct frontend_init *init = &message.body.frontend;
     *init = (struct frontend_init){.n_replicas = 1, .world = 1, .limits = *limits, .queue_max = MAX_STREAMS};
+    init->n_valid_ids = TEXT_IDS;
     snprintf(init->model_dir, sizeof init->model_dir, "%s", MODEL_DIR);
+    snprintf(init->tokenizer_dir, sizeof init->tokenizer_dir, "%s", MODEL_DIR);
     init->max_body_bytes = step_body_max_bytes(limits);
     init->journal_bytes = journal_bytes(frontend_journal_slots(limits, init->queue_max), 256u << 20);
     int fds[2];

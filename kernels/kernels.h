@@ -297,6 +297,8 @@ struct kernel_ops {
     enum status (*host_alloc)(struct kernel_device *device, size_t bytes, void **memory); /* pinned host memory */
     void (*host_free)(struct kernel_device *device, void *memory);
     enum status (*stream_create)(struct kernel_device *device, struct kernel_stream **stream);
+    /* One that only copies, fills and calls the host: it takes none of what the math ops' libraries want. */
+    enum status (*copy_stream_create)(struct kernel_device *device, struct kernel_stream **stream);
     void (*stream_destroy)(struct kernel_stream *stream);     /* waits for it first */
     enum status (*stream_sync)(struct kernel_stream *stream); /* waits; the first error of the stream comes out here */
     enum status (*event_create)(struct kernel_device *device, struct kernel_event **event);
@@ -319,6 +321,10 @@ struct kernel_ops {
     enum dtype (*activation_dtype)(enum dtype weights); /* of qkv, norms' outputs and feed-forward activations */
     size_t (*attention_workspace)(struct kernel_device *device, uint32_t max_tokens, uint32_t n_q_heads,
                                   uint32_t head_dim, uint32_t max_kv_len); /* bytes */
+    /* Device memory that is taken without alloc: by a stream (not by one for copies), and by a graph of so many ops.
+     * The device may be NULL for an answer that holds for any. */
+    size_t (*stream_bytes)(struct kernel_device *device);
+    size_t (*graph_bytes)(struct kernel_device *device, uint32_t n_ops);
 
     /* ---- math */
     enum status (*slot_update)(struct kernel_stream *stream, const struct op_slot_update *args);

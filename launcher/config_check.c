@@ -89,6 +89,21 @@ static enum status check_model(struct config *config) {
     return STATUS_OK;
 }
 
+static enum status check_tokenizer(struct config *config) {
+    if (config->tokenizer == NULL) {
+        return STATUS_OK;
+    }
+    TRY(resolve_path(config, "tokenizer", "tokenizer directory", &config->tokenizer));
+    if (strlen(config->tokenizer) >= 1000) {
+        return config_fail_key(config, "tokenizer", STATUS_LIMIT, "the path is longer than 1000 bytes");
+    }
+    return STATUS_OK;
+}
+
+const char *config_tokenizer(const struct config *config) {
+    return config->tokenizer != NULL ? config->tokenizer : config->model;
+}
+
 static enum status check_devices(const struct config *config) {
     uint32_t count = config->devices.count;
     if (count == 0) {
@@ -152,6 +167,7 @@ static enum status check_listener(struct config *config) {
 
 enum status config_finish(struct config *config) {
     TRY(check_model(config));
+    TRY(check_tokenizer(config));
     TRY(check_devices(config));
     TRY(check_engine(config));
     return check_listener(config);

@@ -20,6 +20,14 @@ const struct config_key config_keys[] = {
      .nullable = true,
      .preset = "null",
      .help = "Name by which clients ask for the model; null is the directory's last component."},
+    {.name = "tokenizer",
+     .type = CONFIG_PATH,
+     .offset = AT(tokenizer),
+     .nullable = true,
+     .preset = "null",
+     .help =
+         "Directory whose tokenizer and chat template are used; null is the model's own. A model of load_format dummy "
+         "that is only a config.json takes any, and then says ids that have no text in it."},
     {.name = "backend",
      .type = CONFIG_CHOICE,
      .offset = AT(backend),
@@ -58,9 +66,11 @@ const struct config_key config_keys[] = {
     {.name = "load_format",
      .type = CONFIG_CHOICE,
      .offset = AT(load_format),
-     .choices = {"safetensors", "dummy"},
-     .preset = "safetensors",
-     .help = "\"dummy\" fills the weights with random numbers, to try a shape without its checkpoint."},
+     .choices = {"auto", "safetensors", "dummy"},
+     .preset = "auto",
+     .help =
+         "Where the weights come from: auto and safetensors read the model's checkpoint, \"dummy\" makes random ones "
+         "in its place, to serve and measure a shape of which config.json is all there is."},
     {.name = "memory_limit_gib",
      .type = CONFIG_GIB,
      .offset = AT(memory_limit_gib),

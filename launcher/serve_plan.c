@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "launcher/child_call.h"
 #include "launcher/config_table.h"
@@ -30,6 +31,8 @@
 #define SLOW_CARD_OPERATIONS_PER_S 1e12
 #define SLOW_CARD_BYTES_PER_S 1e11
 
+#define CONTEXT_MAX ((uint64_t)1 << 30) /* half of it is usual */
+
 #define PROBE_S 120 /* that the cards' driver may take to wake up and compile */
 
 /* What a plan needs to know of the machine. */
@@ -37,6 +40,7 @@ struct machine {
     const struct kernel_ops *kernels;
     struct kernel_device *device; /* NULL where the plan does not depend on it */
     uint64_t free_bytes;          /* of the fullest card, or of the host for one replica */
+    uint64_t context_bytes;       /* of a process on a card, the largest of them */
 };
 
 /* What the ranks will find when they allocate, by the same count. The null backend plans as if it computed. */
@@ -66,6 +70,12 @@ static enum status adapt_dtype(const struct config *config, const struct kernel_
     return STATUS_OK;
 }
 
+/* What is not free of a card that nobody else uses is our own context. Where others do, it is no more than this. */
+static uint64_t context_bytes(const struct kernel_card *card) {
+    uint64_t used = card->total_bytes - card->free_bytes;
+    return used < CONTEXT_MAX ? used : CONTEXT_MAX;
+}
+
 static enum status look_at_cards(const struct config *config, struct serve_plan *plan, struct machine *machine) {
     uint32_t count = config->tp * config->replicas;
     struct kernel_device_config oldest = {.threads = 1, .first_cpu = -1};
@@ -81,6 +91,8 @@ static enum status look_at_cards(const struct config *config, struct serve_plan 
         TRY(status);
         TRY(adapt_dtype(config, &card, &plan->init));
         machine->free_bytes = card.free_bytes < machine->free_bytes ? card.free_bytes : machine->free_bytes;
+        uint64_t context = context_bytes(&card);
+        machine->context_bytes = context > machine->context_bytes ? context : machine->context_bytes;
         if (card.arch < oldest_arch) {
             oldest_arch = card.arch;
             oldest.ordinal = plan->devices[i];
@@ -88,6 +100,10 @@ static enum status look_at_cards(const struct config *config, struct serve_plan 
     }
     machine->kernels = kernels_find_for("cuda", oldest.ordinal);
     return machine->kernels != NULL ? machine->kernels->open(&oldest, &machine->device) : STATUS_UNSUPPORTED;
+}
+
+static bool is_dummy(const struct config *config) {
+    return strcmp(config->load_format, "dummy") == 0;
 }
 
 static enum status choose_dtype(const struct config *config, const struct model_config *model, enum dtype *dtype) {
@@ -99,10 +115,28 @@ static enum status choose_dtype(const struct config *config, const struct model_
     return STATUS_OK;
 }
 
-/* Ids that the model can say and the tokenizer can spell. */
+static enum status check_tokenizer(const struct config *config) {
+    char path[PATH_MAX];
+    snprintf(path, sizeof path, "%s/tokenizer.json", config_tokenizer(config));
+    if (access(path, R_OK) != 0) {
+        return config_fail_key(config, "tokenizer", STATUS_NOT_FOUND,
+                               "there is no readable %s: name a directory that holds one; for a model of load_format "
+                               "dummy any will do, such as configs/models/tandem-r1-tiny",
+                               path);
+    }
+    return STATUS_OK;
+}
+
+/* Ids that the model can say and the tokenizer can spell. A made-up model says them all: what the choice among them
+ * costs is part of what it is there to show, and its ids mean nothing in any spelling. */
 static enum status count_valid_ids(const struct config *config, const struct model_config *model, uint32_t *count) {
+    TRY(check_tokenizer(config));
+    if (is_dummy(config)) {
+        *count = model->vocab_size;
+        return STATUS_OK;
+    }
     struct tokenizer *tokenizer;
-    TRY(tokenizer_load(config->model, &tokenizer));
+    TRY(tokenizer_load(config_tokenizer(config), &tokenizer));
     uint32_t known = tokenizer_vocab_size(tokenizer);
     *count = known < model->vocab_size ? known : model->vocab_size;
     tokenizer_free(tokenizer);
@@ -131,6 +165,7 @@ static enum status plan_for(const struct config *config, const struct machine *m
     struct plan_input input;
     worker_plan_input(init, &plan->model, machine->kernels, machine->device, &input);
     input.free_bytes = machine->free_bytes;
+    input.context_bytes = machine->context_bytes;
     return plan_make(&input, &plan->plan);
 }
 
@@ -193,6 +228,22 @@ static enum status make_plan(const struct config *config, struct serve_plan *pla
     return status;
 }
 
+/* The plan of the rank that needs most. */
+static void log_plan(const struct config *config, const struct plan *plan) {
+    const struct plan_rank *most = &plan->rank[0];
+    for (uint32_t rank = 1; rank < plan->world; rank++) {
+        most = plan->rank[rank].total_bytes > most->total_bytes ? &plan->rank[rank] : most;
+    }
+    double gib = (double)(1u << 30);
+    log_info(
+        "plan of %s %.2f GiB: weights %.2f, KV %.2f (%llu tokens), activations %.2f, slots %.2f, communicator %.2f, "
+        "graphs %.2f, libraries %.2f",
+        config->tp > 1 ? "each rank" : "the rank", (double)most->total_bytes / gib, (double)most->weight_bytes / gib,
+        (double)most->kv_bytes / gib, (unsigned long long)plan->kv_tokens, (double)most->activation_bytes / gib,
+        (double)most->slot_bytes / gib, (double)most->comm_bytes / gib, (double)most->graph_bytes / gib,
+        (double)most->backend_bytes / gib);
+}
+
 static size_t choose_pool(const struct serve_plan *plan) {
     size_t one = (size_t)plan->init.limits.max_len * sizeof(struct journal_token) + 65536;
     size_t pool = (size_t)plan->journal_slots * plan->init.limits.max_len / 2 * 8;
@@ -228,13 +279,14 @@ enum status serve_plan_make(const struct config *config, struct serve_plan *plan
     snprintf(init->model_dir, sizeof init->model_dir, "%s", config->model);
     init->world = config->tp;
     init->dtype = (uint32_t)dtype;
-    init->load_dummy = strcmp(config->load_format, "dummy") == 0;
+    init->load_dummy = is_dummy(config);
     init->memory_limit_bytes = (uint64_t)(config->memory_limit_gib * (double)(1u << 30));
     init->threads = plan->placement.threads;
     init->spin = plan->placement.spin;
     init->deterministic = config->deterministic;
     TRY(count_valid_ids(config, &plan->model, &init->n_valid_ids));
     TRY(make_plan(config, plan));
+    log_plan(config, &plan->plan);
     init->limits.n_blocks = plan->plan.n_blocks;
     init->comm_max_bytes = plan->plan.comm_max_bytes;
     plan->log_level = config->log.level;

@@ -23,10 +23,12 @@ static void fill_init(const struct supervisor *supervisor, struct frontend_init 
     init->n_replicas = plan->n_replicas;
     init->world = plan->init.world;
     snprintf(init->model_dir, sizeof init->model_dir, "%s", config->model);
+    snprintf(init->tokenizer_dir, sizeof init->tokenizer_dir, "%s", config_tokenizer(config));
     snprintf(init->served_model_name, sizeof init->served_model_name, "%s", config->served_model_name);
     snprintf(init->api_key_file, sizeof init->api_key_file, "%s",
              config->api_key_file != NULL ? config->api_key_file : "");
     init->limits = plan->init.limits;
+    init->n_valid_ids = plan->init.n_valid_ids;
     init->max_body_bytes = plan->init.max_body_bytes;
     init->prefix_cache = config->engine.prefix_cache;
     init->queue_max = plan->queue_max;

@@ -46,6 +46,12 @@ void supervisor_report(const struct supervisor *supervisor) {
     char tokens[32];
     fprintf(stderr, "\n  %-8s %s, %s, up to %s tokens\n", "model", supervisor->config->served_model_name,
             dtype_name((enum dtype)plan->init.dtype), grouped(plan->init.limits.max_len, number));
+    if (plan->init.load_dummy) {
+        fprintf(stderr, "  %-8s random weights (load_format dummy): answers mean nothing\n", "");
+    }
+    if (supervisor->config->tokenizer != NULL) {
+        fprintf(stderr, "  %-8s tokenizer of %s\n", "", supervisor->config->tokenizer);
+    }
     fprintf(stderr, "  %-8s %u x %s", "TP", plan->init.world, plan->init.backend);
     if (strcmp(plan->init.backend, "cuda") != 0) {
         fprintf(stderr, ", %u thread%s each%s", placement->threads, placement->threads > 1 ? "s" : "",

@@ -22,6 +22,9 @@ int cuda_lowest_arch(void);
 
 /* ---- stream.cu */
 enum status cuda_stream_create(struct kernel_device *device, struct kernel_stream **stream);
+enum status cuda_copy_stream_create(struct kernel_device *device, struct kernel_stream **stream);
+size_t cuda_stream_bytes(struct kernel_device *device);
+size_t cuda_graph_bytes(struct kernel_device *device, uint32_t n_ops);
 void cuda_stream_destroy(struct kernel_stream *stream);
 enum status cuda_stream_sync(struct kernel_stream *stream);
 enum status cuda_event_create(struct kernel_device *device, struct kernel_event **event);

@@ -8,6 +8,9 @@ extern "C" {
 #include "runtime/base/alloc.h"
 }
 
+/* What an instantiated graph takes of a card's memory for each of its kernels (H100, CUDA 13). */
+#define GRAPH_NODE_BYTES ((size_t)7424)
+
 struct kernel_event {
     struct kernel_device *device;
     cudaEvent_t event;
@@ -20,24 +23,36 @@ struct kernel_graph {
 
 /* ---- streams */
 
-enum status cuda_stream_create(struct kernel_device *device, struct kernel_stream **result) {
+enum status cuda_copy_stream_create(struct kernel_device *device, struct kernel_stream **result) {
     TRY(cuda_enter(device));
     struct kernel_stream *stream = (struct kernel_stream *)xcalloc(1, sizeof *stream);
     stream->device = device;
     enum status status =
         cuda_status(cudaStreamCreateWithFlags(&stream->stream, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
-    if (status == STATUS_OK) {
-        status = cuda_blas_open(stream);
-        if (status != STATUS_OK) {
-            cudaStreamDestroy(stream->stream);
-        }
-    }
     if (status != STATUS_OK) {
         free(stream);
         return status;
     }
     *result = stream;
     return STATUS_OK;
+}
+
+enum status cuda_stream_create(struct kernel_device *device, struct kernel_stream **result) {
+    struct kernel_stream *stream;
+    TRY(cuda_copy_stream_create(device, &stream));
+    enum status status = cuda_blas_open(stream);
+    if (status != STATUS_OK) {
+        cuda_stream_destroy(stream);
+        return status;
+    }
+    *result = stream;
+    return STATUS_OK;
+}
+
+/* A stream's workspace and what its handle holds. */
+size_t cuda_stream_bytes(struct kernel_device *device) {
+    (void)device;
+    return CUBLAS_WORKSPACE_BYTES + CUBLAS_HANDLE_BYTES;
 }
 
 void cuda_stream_destroy(struct kernel_stream *stream) {
@@ -208,6 +223,11 @@ enum status cuda_graph_end(struct kernel_stream *stream, struct kernel_graph **r
     }
     cudaGraphDestroy(recorded);
     return status;
+}
+
+size_t cuda_graph_bytes(struct kernel_device *device, uint32_t n_ops) {
+    (void)device;
+    return n_ops * GRAPH_NODE_BYTES;
 }
 
 enum status cuda_graph_launch(struct kernel_graph *graph, struct kernel_stream *stream) {

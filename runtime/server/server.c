@@ -108,8 +108,8 @@ static void set_fingerprint(struct server *server) {
 
 static enum status open_parts(struct server *server, const struct server_config *config, bool *journals_taken) {
     const struct frontend_init *init = &server->init;
-    TRY(request_context_load(init->model_dir, init->served_model_name, init->limits.max_len, init->limits.vocab_size,
-                             &server->context));
+    TRY(request_context_load(init->model_dir, init->tokenizer_dir, init->served_model_name, init->limits.max_len,
+                             init->n_valid_ids, &server->context));
     if (init->api_key_file[0] != 0) {
         TRY(key_set_load(init->api_key_file, &server->keys));
     }

@@ -56,7 +56,7 @@ struct worker_init {
     uint32_t dtype;      /* enum dtype of weights and KV */
     uint32_t load_dummy; /* random weights instead of the checkpoint's */
     struct step_limits limits;
-    uint32_t n_valid_ids;    /* ids the tokenizer knows; logits from there on are masked */
+    uint32_t n_valid_ids;    /* ids that may be said: those the tokenizer knows; logits from there on are masked */
     uint64_t max_body_bytes; /* of a step */
     uint64_t comm_max_bytes;
     uint64_t memory_limit_bytes; /* per rank; 0: none */
@@ -78,8 +78,10 @@ struct frontend_init {
     char model_dir[CONTROL_PATH_MAX];
     char served_model_name[256];
     char api_key_file[CONTROL_PATH_MAX]; /* "" for none */
+    char tokenizer_dir[CONTROL_PATH_MAX];
     uint32_t n_replicas, world;
     struct step_limits limits;
+    uint32_t n_valid_ids; /* as in struct worker_init */
     uint64_t max_body_bytes;
     uint32_t prefix_cache;
     uint32_t queue_max;     /* requests that may wait for admission */

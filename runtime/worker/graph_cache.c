@@ -51,6 +51,15 @@ static uint32_t padded_rows(uint32_t n_rows, uint32_t max_rows) {
     return padded < max_rows ? padded : max_rows;
 }
 
+uint32_t graph_cache_count(uint32_t max_rows) {
+    uint32_t most = max_rows < WARM_ROWS_MAX ? max_rows : WARM_ROWS_MAX;
+    uint32_t count = 0;
+    for (uint32_t n = 1; n <= most; n++) {
+        count += padded_rows(n, max_rows) == n;
+    }
+    return 2 * count;
+}
+
 static struct step_batch batch_of(const struct graph_cache *cache, uint32_t n_rows, bool greedy) {
     return (struct step_batch){
         .rows = cache->model->buffers.rows,

@@ -9,6 +9,9 @@
 
 struct graph_cache;
 
+/* Graphs that a warm-up makes. */
+uint32_t graph_cache_count(uint32_t max_rows);
+
 /* Nothing is recorded yet; the model and the stream are borrowed. */
 struct graph_cache *graph_cache_create(struct model *model, struct kernel_stream *stream);
 

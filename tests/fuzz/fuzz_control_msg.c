@@ -21,6 +21,7 @@ static void check_texts(const struct control_msg *message) {
         ENDED(message->body.worker.backend);
         ENDED(message->body.frontend.served_model_name);
         ENDED(message->body.frontend.api_key_file);
+        ENDED(message->body.frontend.tokenizer_dir);
     } else if (message->type == CONTROL_READY) {
         ENDED(message->body.ready.device_name);
     } else if (message->type == CONTROL_ERROR || message->type == CONTROL_GROUP_DOWN) {

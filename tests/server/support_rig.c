@@ -46,7 +46,9 @@ static struct frontend_init make_init(const struct rig_options *options) {
                                        .max_ids = options->max_len > 2048 ? options->max_len : 2048};
     init.max_body_bytes = step_body_max_bytes(&init.limits);
     init.journal_bytes = journal_bytes(frontend_journal_slots(&init.limits, init.queue_max), POOL_BYTES);
+    init.n_valid_ids = 496; /* of the tokenizer */
     snprintf(init.model_dir, sizeof init.model_dir, "%s", RIG_MODEL_DIR);
+    snprintf(init.tokenizer_dir, sizeof init.tokenizer_dir, "%s", RIG_MODEL_DIR);
     if (options->api_key_file != NULL) {
         snprintf(init.api_key_file, sizeof init.api_key_file, "%s", options->api_key_file);
     }
