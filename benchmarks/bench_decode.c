@@ -8,8 +8,11 @@
  * the worker puts them in, one ahead: what it takes beyond "graph" is the card's idle time and the copies in and out;
  * "worker", with --workers, the same through real worker processes behind the engine's port.
  *
- * Below stand the kinds of op of the step, each played back alone, in a graph: its own floor, and how far it is from
- * it. What they sum up to beyond "graph" is overlap between kernels, what is missing is what one op costs the next. */
+ * Above stand the kinds of op of the step, each played back alone, in a graph: its own floor, and how far it is from
+ * it. What they sum up to beyond "graph" is overlap between kernels, what is missing is what one op costs the next.
+ *
+ * --trace has the card itself tell when which kernel ran (benchmarks/support_trace.h): each kernel's time within the
+ * step, and how long the card had nothing to do. */
 #define _GNU_SOURCE
 #include <math.h>
 #include <poll.h>
@@ -20,6 +23,7 @@
 #include "benchmarks/support_group.h"
 #include "benchmarks/support_options.h"
 #include "benchmarks/support_report.h"
+#include "benchmarks/support_trace.h"
 #include "runtime/base/alloc.h"
 #include "runtime/base/check.h"
 #include "runtime/base/clock.h"
@@ -27,7 +31,7 @@
 #define FLAGS                                                                                                          \
     (1u << OPTION_MODEL | 1u << OPTION_BACKEND | 1u << OPTION_TP | 1u << OPTION_BATCH | 1u << OPTION_CONTEXT |         \
      1u << OPTION_STEPS | 1u << OPTION_TEMPERATURE | 1u << OPTION_RANDOM_WEIGHTS | 1u << OPTION_WORKERS |              \
-     1u << OPTION_JSON)
+     1u << OPTION_TRACE | 1u << OPTION_JSON)
 #define MAX_TOKENS 256u
 #define MAX_SHAPES 32
 #define SPARE_STEPS 8u /* before and between what is measured */
@@ -38,7 +42,8 @@ struct shape {
 
 struct shape_result {
     struct spread executor, worker; /* us */
-    struct breakdown breakdown;
+    struct breakdown breakdown;     /* all 0 in a traced run */
+    struct trace trace;
 };
 
 /* Of one run; the ranks inherit it. */
@@ -69,25 +74,34 @@ static struct bench_step decode_step(const struct shape *shape, uint32_t step) {
                                .slot_blocks = bench_blocks(shape->context + bench.room)};
 }
 
-/* ---- through the executor */
+/* ---- one step ahead, as the engine does it */
 
-static struct spread run_executor(struct rank *rank, const struct shape *shape) {
-    double *us = xcalloc(bench.options.steps, sizeof *us);
-    rank_reset(rank);
+/* Something that takes steps: an executor in this process, or a port to workers. */
+struct taker {
+    void (*put)(void *context, const struct bench_step *step);
+    void (*wait)(void *context);
+    void *context;
+};
+
+static void start_rows(const struct taker *taker, const struct shape *shape) {
     for (uint32_t row = 0; row < shape->batch; row++) {
         struct bench_step step = start_step(shape, row);
-        rank_step(rank, &step);
-        rank_wait(rank);
+        taker->put(taker->context, &step);
+        taker->wait(taker->context);
     }
-    group_barrier(rank);
+}
+
+/* Time between the ends of two steps. */
+static struct spread run_steps(const struct taker *taker, const struct shape *shape) {
+    double *us = xcalloc(bench.options.steps, sizeof *us);
     uint64_t last_ns = 0;
     uint32_t in = 0;
     for (uint32_t out = 0; out < bench.options.steps + SPARE_STEPS; out++) {
         for (; in < out + 2 && in < bench.options.steps + SPARE_STEPS; in++) {
             struct bench_step step = decode_step(shape, in);
-            rank_step(rank, &step);
+            taker->put(taker->context, &step);
         }
-        rank_wait(rank);
+        taker->wait(taker->context);
         uint64_t now_ns = clock_now_ns();
         if (out >= SPARE_STEPS) {
             us[out - SPARE_STEPS] = (double)(now_ns - last_ns) * 1e-3;
@@ -97,6 +111,30 @@ static struct spread run_executor(struct rank *rank, const struct shape *shape) 
     struct spread spread = spread_of(us, bench.options.steps);
     free(us);
     return spread;
+}
+
+/* ---- through the executor */
+
+static void put_into_rank(void *context, const struct bench_step *step) {
+    rank_step(context, step);
+}
+
+static void wait_for_rank(void *context) {
+    rank_wait(context);
+}
+
+static void run_executor(struct rank *rank, const struct shape *shape, struct shape_result *result) {
+    struct taker taker = {put_into_rank, wait_for_rank, rank};
+    rank_reset(rank);
+    start_rows(&taker, shape);
+    if (bench.options.trace) {
+        must(trace_start());
+    }
+    group_barrier(rank);
+    result->executor = run_steps(&taker, shape);
+    if (bench.options.trace) {
+        must(trace_read(&result->trace));
+    }
 }
 
 /* ---- all measurements in a rank */
@@ -112,9 +150,12 @@ static struct breakdown_step breakdown_step(const struct shape *shape) {
 static void run_shapes(struct rank *rank) {
     struct shape_result *shared = (struct shape_result *)(void *)rank->shared->result;
     for (uint32_t i = 0; i < bench.n_shapes; i++) {
-        struct shape_result result = {.executor = run_executor(rank, &bench.shapes[i])};
+        struct shape_result result = {.executor = {.mean = 0}};
         struct breakdown_step step = breakdown_step(&bench.shapes[i]);
-        breakdown_run(rank, &step, bench.options.steps, &result.breakdown);
+        run_executor(rank, &bench.shapes[i], &result);
+        if (!bench.options.trace) {
+            breakdown_run(rank, &step, bench.options.steps, &result.breakdown);
+        }
         if (rank->init.rank == 0) {
             shared[i] = result;
         }
@@ -123,14 +164,22 @@ static void run_shapes(struct rank *rank) {
 
 /* ---- through worker processes */
 
-static void submit(struct worker_port *port, struct step_builder *builder, const struct worker_init *init,
-                   const struct bench_step *step, uint64_t *step_id) {
-    void *body = port->ops->reserve(port);
-    size_t bytes = bench_step_build(builder, init, step, *step_id + 1, body);
-    *step_id = port->ops->submit(port, bytes);
+struct port_taker {
+    struct worker_port *port;
+    const struct worker_init *init;
+    struct step_builder *builder;
+    uint64_t step_id;
+};
+
+static void put_into_port(void *context, const struct bench_step *step) {
+    struct port_taker *taker = context;
+    void *body = taker->port->ops->reserve(taker->port);
+    size_t bytes = bench_step_build(taker->builder, taker->init, step, taker->step_id + 1, body);
+    taker->step_id = taker->port->ops->submit(taker->port, bytes);
 }
 
-static void await_step(struct worker_port *port) {
+static void wait_for_port(void *context) {
+    struct worker_port *port = ((struct port_taker *)context)->port;
     struct port_event event;
     while (port->ops->poll(port, &event) == STATUS_BUSY) {
         int fds[CONTROL_MAX_WORLD];
@@ -144,53 +193,27 @@ static void await_step(struct worker_port *port) {
     CHECK(event.type == PORT_STEP_DONE, "a worker is gone");
 }
 
-static struct spread run_port(struct worker_port *port, const struct worker_init *init, const struct shape *shape,
-                              uint64_t *step_id) {
-    struct step_builder *builder = step_builder_create(&init->limits);
-    double *us = xcalloc(bench.options.steps, sizeof *us);
-    for (uint32_t row = 0; row < shape->batch; row++) {
-        struct bench_step step = start_step(shape, row);
-        submit(port, builder, init, &step, step_id);
-        await_step(port);
-    }
-    uint64_t last_ns = 0;
-    uint32_t in = 0;
-    for (uint32_t out = 0; out < bench.options.steps + SPARE_STEPS; out++) {
-        for (; in < out + 2 && in < bench.options.steps + SPARE_STEPS; in++) {
-            struct bench_step step = decode_step(shape, in);
-            submit(port, builder, init, &step, step_id);
-        }
-        await_step(port);
-        uint64_t now_ns = clock_now_ns();
-        if (out >= SPARE_STEPS) {
-            us[out - SPARE_STEPS] = (double)(now_ns - last_ns) * 1e-3;
-        }
-        last_ns = now_ns;
-    }
-    struct spread spread = spread_of(us, bench.options.steps);
-    free(us);
-    step_builder_destroy(builder);
-    return spread;
-}
-
 static void run_workers(const struct group_config *config, struct shape_result *results) {
     struct worker_init init;
     struct plan plan;
     struct workers workers;
-    uint64_t step_id = 0;
     group_init(config, &init, &plan);
     workers_start(&init, &workers);
+    struct port_taker context = {.port = workers.port, .init = &init, .builder = step_builder_create(&init.limits)};
+    struct taker taker = {put_into_port, wait_for_port, &context};
     for (uint32_t i = 0; i < bench.n_shapes; i++) {
-        results[i].worker = run_port(workers.port, &init, &bench.shapes[i], &step_id);
+        start_rows(&taker, &bench.shapes[i]);
+        results[i].worker = run_steps(&taker, &bench.shapes[i]);
     }
+    step_builder_destroy(context.builder);
     workers_stop(&workers);
 }
 
 /* ---- output */
 
 /* `one` is the same shape on one rank, NULL when that was not measured. */
-static void print_step(uint32_t tp, const struct shape *shape, const struct shape_result *result,
-                       const struct ceiling *ceiling, const struct shape_result *one) {
+static void report_step(uint32_t tp, const struct shape *shape, const struct shape_result *result,
+                        const struct ceiling *ceiling, const struct shape_result *one) {
     const struct breakdown *parts = &result->breakdown;
     double floor_us = breakdown_floor_us(ceiling, parts->bytes, parts->flops);
     bool worker = result->worker.mean > 0;
@@ -206,11 +229,28 @@ static void print_step(uint32_t tp, const struct shape *shape, const struct shap
                CELL("efficiency_%", one != NULL ? 100 * one->executor.mean / result->executor.mean / tp : NAN, 1));
 }
 
+/* Of rank 0. */
+static void report_trace(uint32_t tp, const struct shape *shape, const struct trace *trace) {
+    double steps = bench.options.steps + SPARE_STEPS;
+    for (uint32_t i = 0; i < trace->n_kernels; i++) {
+        const struct trace_kernel *kernel = &trace->kernels[i];
+        REPORT_ROW("kernel", CELL_WIDE("kernel", kernel->name), CELL("tp", tp, 0), CELL("batch", shape->batch, 0),
+                   CELL("context", shape->context, 0), CELL("count", kernel->count / steps, 1),
+                   CELL("step_us", kernel->us / steps, 1), CELL("each_us", kernel->us / kernel->count, 2));
+    }
+    REPORT_ROW("trace", CELL("tp", tp, 0), CELL("batch", shape->batch, 0), CELL("context", shape->context, 0),
+               CELL("step_ms", trace->span_us / steps * 1e-3, 3), CELL("busy_ms", trace->busy_us / steps * 1e-3, 3),
+               CELL("idle_us", (trace->span_us - trace->busy_us) / steps, 1),
+               CELL("kernels", trace->n_records / steps, 1), CELL("gaps", trace->n_gaps / steps, 1),
+               CELL("gap_p50_us", trace->gap_p50_us, 2), CELL("gap_max_us", trace->gap_max_us, 1));
+}
+
 static struct group_config config_for(uint32_t tp) {
     struct group_config config = {.model_dir = bench.options.model,
                                   .backend = bench.options.backend,
                                   .world = tp,
                                   .dummy = bench.options.random_weights,
+                                  .trace = bench.options.trace,
                                   .max_tokens = MAX_TOKENS};
     for (uint32_t i = 0; i < bench.n_shapes; i++) {
         const struct shape *shape = &bench.shapes[i];
@@ -221,6 +261,22 @@ static struct group_config config_for(uint32_t tp) {
         config.kv_tokens = tokens > config.kv_tokens ? tokens : config.kv_tokens;
     }
     return config;
+}
+
+/* Of the t-th number of ranks. */
+static void report_results(uint32_t t, const struct ceiling *ceiling, struct shape_result (*results)[MAX_SHAPES]) {
+    uint32_t tp = bench.options.tp.at[t];
+    for (uint32_t i = 0; i < bench.n_shapes && bench.options.trace; i++) {
+        report_trace(tp, &bench.shapes[i], &results[t][i].trace);
+    }
+    for (uint32_t i = 0; i < bench.n_shapes && !bench.options.trace; i++) {
+        struct breakdown_step step = breakdown_step(&bench.shapes[i]);
+        breakdown_report(&results[t][i].breakdown, ceiling, tp, &step);
+    }
+    for (uint32_t i = 0; i < bench.n_shapes && !bench.options.trace; i++) {
+        const struct shape_result *one = bench.options.tp.at[0] == 1 ? &results[0][i] : NULL;
+        report_step(tp, &bench.shapes[i], &results[t][i], ceiling, one);
+    }
 }
 
 int main(int argc, char **argv) {
@@ -247,14 +303,7 @@ int main(int argc, char **argv) {
         if (bench.options.workers) {
             run_workers(&config, results[t]);
         }
-        for (uint32_t i = 0; i < bench.n_shapes; i++) {
-            struct breakdown_step step = breakdown_step(&bench.shapes[i]);
-            breakdown_report(&results[t][i].breakdown, &share, tp, &step);
-        }
-        for (uint32_t i = 0; i < bench.n_shapes; i++) {
-            const struct shape_result *one = bench.options.tp.at[0] == 1 ? &results[0][i] : NULL;
-            print_step(tp, &bench.shapes[i], &results[t][i], &share, one);
-        }
+        report_results(t, &share, results);
     }
     return 0;
 }

@@ -11,6 +11,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "benchmarks/support_trace.h"
 #include "launcher/child_call.h"
 #include "runtime/base/alloc.h"
 #include "runtime/base/channel.h"
@@ -113,7 +114,10 @@ static void place_rank(struct worker_init *init, uint32_t rank) {
 
 /* ---- forked ranks */
 
-static void run_rank(struct rank *rank, int comm_fd, void (*run)(struct rank *rank)) {
+static void run_rank(struct rank *rank, int comm_fd, bool trace, void (*run)(struct rank *rank)) {
+    if (trace) {
+        must(trace_open());
+    }
     struct executor_config config = {
         .init = &rank->init, .comm_fd = comm_fd, .graphs = strcmp(rank->init.backend, "cpu") != 0};
     must(model_executor_ops.open(&config, &rank->executor));
@@ -146,7 +150,7 @@ void group_run(const struct group_config *config, void (*run)(struct rank *rank)
         CHECK(child >= 0, "fork: %s", strerror(errno));
         if (child == 0) {
             place_rank(&rank.init, r);
-            run_rank(&rank, comm_fd, run);
+            run_rank(&rank, comm_fd, config->trace, run);
             fflush(NULL);
             _exit(0);
         }

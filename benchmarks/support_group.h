@@ -16,6 +16,7 @@ struct group_config {
     const char *backend; /* "cpu" or "cuda" */
     uint32_t world;
     bool dummy;          /* random weights in place of the checkpoint's */
+    bool trace;          /* of cards: calls trace_open before a rank uses its one */
     uint32_t max_rows;   /* of a step */
     uint32_t max_tokens; /* of a step */
     uint32_t max_len;    /* positions of a sequence */

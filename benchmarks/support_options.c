@@ -20,6 +20,7 @@ static const struct arg_spec known[OPTIONS] = {
     [OPTION_TEMPERATURE] = {"--temperature", "X", "0 (default) is greedy, else top_p is 0.95"},
     [OPTION_RANDOM_WEIGHTS] = {"--random-weights", NULL, "of the directory read config.json alone"},
     [OPTION_WORKERS] = {"--workers", NULL, "measure through worker processes, too"},
+    [OPTION_TRACE] = {"--trace", NULL, "of cards: only what CUPTI tells of a step"},
     [OPTION_JSON] = {"--json", NULL, "one JSON object per line in place of the table"},
 };
 
@@ -54,6 +55,7 @@ static enum status take(struct options *options, enum option which, const char *
     case OPTION_TEMPERATURE: return args_float("--temperature", value, 0, 10, &options->temperature);
     case OPTION_RANDOM_WEIGHTS: options->random_weights = true; break;
     case OPTION_WORKERS: options->workers = true; break;
+    case OPTION_TRACE: options->trace = true; break;
     case OPTION_JSON: options->json = true; break;
     case OPTIONS: break;
     }

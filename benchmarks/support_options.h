@@ -29,6 +29,7 @@ enum option {
     OPTION_TEMPERATURE,
     OPTION_RANDOM_WEIGHTS,
     OPTION_WORKERS,
+    OPTION_TRACE,
     OPTION_JSON,
     OPTIONS
 };
@@ -42,6 +43,7 @@ struct options {
     float temperature;
     bool random_weights;
     bool workers;
+    bool trace;
     bool json;
 };
 
