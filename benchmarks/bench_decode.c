@@ -13,7 +13,6 @@
  *
  * --trace has the card itself tell when which kernel ran (benchmarks/support_trace.h): each kernel's time within the
  * step, and how long the card had nothing to do. */
-#define _GNU_SOURCE
 #include <math.h>
 #include <poll.h>
 #include <stdlib.h>

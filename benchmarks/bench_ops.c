@@ -7,7 +7,6 @@
  * Many runs of an op are recorded as a graph and replayed, so that launching does not show. Columns: the best and the
  * median of several replays; bytes read and written per second, and floating-point operations per second, each with its
  * share of the ceiling that was measured in the same run. */
-#define _GNU_SOURCE
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -6,7 +6,6 @@
  * going in to the first new token coming out. "of_peak_%" is the floating-point operations of one rank (matrix products
  * and causal attention) over what its largest product reached in the same run: the model's utilisation (MFU). Below
  * stand the kinds of op of the last chunk, each played back alone; its floor is the longer of reading and computing. */
-#define _GNU_SOURCE
 #include <math.h>
 #include <stdlib.h>
 

@@ -10,7 +10,7 @@
  * (ITL), which hold a token each as long as the server keeps up; and time per token after the first (TPOT). Each client
  * is a thread that sleeps until there is something to read: "client_%" is the processor time that they took, in per
  * cent of one core. */
-#define _GNU_SOURCE
+#define _GNU_SOURCE /* memmem */
 #include <errno.h>
 #include <math.h>
 #include <pthread.h>
@@ -20,12 +20,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
-#include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "benchmarks/support_ceiling.h"
 #include "benchmarks/support_options.h"
+#include "benchmarks/support_process.h"
 #include "benchmarks/support_report.h"
 #include "launcher/args.h"
 #include "runtime/base/alloc.h"
@@ -37,7 +36,7 @@
 #include "runtime/http/http_client.h"
 
 #define TIMEOUT_MS 600000u
-#define READY_TIMEOUT_S 600u
+#define READY "ready http="
 #define WORDS_MAX 64
 #define EVENT_MAX ((size_t)1 << 20)
 #define FIRST_ID 1u /* of prompts */
@@ -45,10 +44,10 @@
 struct load {
     const char *url, *model, *backend;
     struct number_list tp;
-    uint32_t requests, concurrency, prompt, output, ids, port;
+    uint32_t requests, concurrency, prompt, output, ids;
     float temperature;
     bool json;
-    char *words[WORDS_MAX + 8]; /* the server's command line; none: it runs already */
+    const char *words[WORDS_MAX]; /* the server's command line; none: it runs already */
     int n_words;
 };
 
@@ -269,77 +268,68 @@ static void report_outcome(const struct load *load, double tp, const struct outc
     double rate = (double)outcome->tokens / outcome->seconds;
     REPORT_ROW("serve", CELL("tp", tp, 0), CELL("requests", load->requests, 0), CELL("at_once", load->concurrency, 0),
                CELL("prompt", load->prompt, 0), CELL("output", load->output, 0), CELL("failed", outcome->failed, 0),
-               CELL("ready_s", ready_s, 2), CELL("seconds", outcome->seconds, 2), CELL("tokens_per_s", rate, 1),
-               CELL("ttft_p50_ms", outcome->ttft.median, 1), CELL("ttft_p99_ms", outcome->ttft.p99, 1),
-               CELL("itl_p50_ms", outcome->itl.median, 2), CELL("itl_p99_ms", outcome->itl.p99, 2),
-               CELL("itl_mean_ms", outcome->itl.mean, 2), CELL("itl_max_ms", outcome->itl.max, 1),
-               CELL("tpot_p50_ms", outcome->tpot.median, 2),
+               CELL("tokens", outcome->tokens, 0), CELL("ready_s", ready_s, 2), CELL("seconds", outcome->seconds, 2),
+               CELL("tokens_per_s", rate, 1), CELL("ttft_p50_ms", outcome->ttft.median, 1),
+               CELL("ttft_p99_ms", outcome->ttft.p99, 1), CELL("itl_p50_ms", outcome->itl.median, 2),
+               CELL("itl_p99_ms", outcome->itl.p99, 2), CELL("itl_mean_ms", outcome->itl.mean, 2),
+               CELL("itl_max_ms", outcome->itl.max, 1), CELL("tpot_p50_ms", outcome->tpot.median, 2),
                CELL("client_%", 100 * outcome->cpu_seconds / outcome->seconds, 0),
                CELL("efficiency_%", one_rate > 0 ? 100 * rate / one_rate / tp : NAN, 1));
 }
 
 /* ---- a server of our own */
 
-static pid_t start_server(struct load *load, uint32_t tp, char *port_text, size_t size) {
+/* Its standard output comes to *output. */
+static pid_t start_server(const struct load *load, uint32_t tp, int *output) {
     char tp_text[16];
     snprintf(tp_text, sizeof tp_text, "%u", tp);
-    snprintf(port_text, size, "http.port=%u", load->port);
-    const char *const added[] = {"--tp", tp_text, "--set", port_text, "--set", "devices=[]"};
-    char *words[WORDS_MAX + 8];
-    int n = 0;
-    for (int i = 0; i < load->n_words; i++) {
-        words[n++] = load->words[i];
-    }
-    for (size_t i = 0; i < sizeof added / sizeof added[0]; i++) {
-        words[n++] = (char *)(uintptr_t)added[i];
-    }
-    words[n] = NULL;
-    fflush(NULL);
-    pid_t child = fork();
-    CHECK(child >= 0, "fork: %s", strerror(errno));
+    const char *const added[] = {"--tp", tp_text, "--set", "http.port=0", "--set", "devices=[]"};
+    const char *words[WORDS_MAX + sizeof added / sizeof added[0] + 1] = {NULL};
+    memcpy(words, load->words, (size_t)load->n_words * sizeof words[0]);
+    memcpy(words + load->n_words, added, sizeof added);
+    int ends[2];
+    CHECK(pipe(ends) == 0, "pipe: %s", strerror(errno));
+    pid_t child = child_start();
     if (child == 0) {
-        execvp(words[0], words);
+        dup2(ends[1], STDOUT_FILENO);
+        close(ends[0]);
+        close(ends[1]);
+        execvp(words[0], (char *const *)(uintptr_t)words);
         fprintf(stderr, "bench_serve: %s: %s\n", words[0], strerror(errno));
         _exit(127);
     }
+    close(ends[1]);
+    *output = ends[0];
     return child;
 }
 
-static bool is_ready(const char *url) {
-    struct http_client *http;
-    int http_status = 0;
-    if (http_client_open(url, NULL, 1000, &http) != STATUS_OK) {
-        return false;
-    }
-    enum status status = http_client_request(http, "/ready", NULL, 0, &http_status);
-    http_client_close(http);
-    return status == STATUS_OK && http_status == 200;
+/* 'tandem serve' says "ready http=HOST:PORT" once it would answer. */
+static void await_ready(int output, char *url, size_t size) {
+    char line[256];
+    FILE *lines = fdopen(output, "r");
+    CHECK(lines != NULL, "fdopen: %s", strerror(errno));
+    do {
+        CHECK(fgets(line, sizeof line, lines) != NULL, "the server ended before it was ready");
+    } while (strncmp(line, READY, strlen(READY)) != 0);
+    char *address = line + strlen(READY);
+    address[strcspn(address, " \n")] = '\0';
+    snprintf(url, size, "http://%s", address);
+    fclose(lines); /* it says no more */
 }
 
-static double await_ready(pid_t server, const char *url) {
-    uint64_t start_ns = clock_now_ns();
-    while (!is_ready(url)) {
-        int state;
-        CHECK(waitpid(server, &state, WNOHANG) == 0, "the server ended before it was ready");
-        CHECK(clock_now_ns() - start_ns < READY_TIMEOUT_S * NS_PER_S, "the server was not ready in %u s",
-              READY_TIMEOUT_S);
-        nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
-    }
-    return (double)(clock_now_ns() - start_ns) * 1e-9;
-}
-
-static void run_servers(struct load *load) {
+static void run_servers(const struct load *load) {
     double one_rate = 0;
     for (uint32_t i = 0; i < load->tp.n; i++) {
-        char port_text[32];
-        char url[64];
+        int output;
+        char url[300];
         struct outcome outcome;
-        snprintf(url, sizeof url, "http://127.0.0.1:%u", load->port);
-        pid_t server = start_server(load, load->tp.at[i], port_text, sizeof port_text);
-        double ready_s = await_ready(server, url);
+        uint64_t start_ns = clock_now_ns();
+        pid_t server = start_server(load, load->tp.at[i], &output);
+        await_ready(output, url, sizeof url);
+        double ready_s = (double)(clock_now_ns() - start_ns) * 1e-9;
         run_load(load, url, &outcome);
         kill(server, SIGTERM);
-        waitpid(server, NULL, 0);
+        child_await();
         if (load->tp.at[i] == 1) {
             one_rate = (double)outcome.tokens / outcome.seconds;
         }
@@ -349,7 +339,7 @@ static void run_servers(struct load *load) {
 
 /* ---- the program */
 
-enum { URL, MODEL, BACKEND, TP, REQUESTS, CONCURRENCY, PROMPT, OUTPUT, IDS, PORT, TEMPERATURE, JSON };
+enum { URL, MODEL, BACKEND, TP, REQUESTS, CONCURRENCY, PROMPT, OUTPUT, IDS, TEMPERATURE, JSON };
 
 static const struct arg_spec specs[] = {
     [URL] = {"--url", "URL", "a server that runs; else give its command line behind --"},
@@ -361,7 +351,6 @@ static const struct arg_spec specs[] = {
     [PROMPT] = {"--prompt", "N", "ids of each prompt (default 256)"},
     [OUTPUT] = {"--output", "N", "tokens of each answer (default 1024)"},
     [IDS] = {"--ids", "N", "prompts are of ids 1 to N (default 256)"},
-    [PORT] = {"--port", "N", "of the server that is started (default 8321)"},
     [TEMPERATURE] = {"--temperature", "X", "0 (default) is greedy, else top_p is 0.95"},
     [JSON] = {"--json", NULL, "one JSON object per line in place of the table"},
     {NULL, NULL, NULL},
@@ -378,14 +367,13 @@ static enum status take(struct load *load, int which, const char *value) {
     case PROMPT: return args_uint("--prompt", value, 1, 1000000, &load->prompt);
     case OUTPUT: return args_uint("--output", value, 1, 1000000, &load->output);
     case IDS: return args_uint("--ids", value, 1, 1000000, &load->ids);
-    case PORT: return args_uint("--port", value, 1, 65535, &load->port);
     case TEMPERATURE: return args_float("--temperature", value, 0, 10, &load->temperature);
     case JSON: load->json = true; break;
     default:
         if (load->n_words == WORDS_MAX) {
             FAIL(STATUS_INVALID, "the server's command line has more than %d words", WORDS_MAX);
         }
-        load->words[load->n_words++] = (char *)(uintptr_t)value;
+        load->words[load->n_words++] = value;
     }
     return STATUS_OK;
 }
@@ -412,8 +400,7 @@ static enum status parse(int argc, char **argv, struct load *load) {
 }
 
 int main(int argc, char **argv) {
-    struct load load = {
-        .tp = {1, {1}}, .requests = 512, .concurrency = 256, .prompt = 256, .output = 1024, .ids = 256, .port = 8321};
+    struct load load = {.tp = {1, {1}}, .requests = 512, .concurrency = 256, .prompt = 256, .output = 1024, .ids = 256};
     if (parse(argc, argv, &load) != STATUS_OK) {
         fprintf(stderr, "bench_serve: %s\n", status_text());
         return EXIT_USAGE;

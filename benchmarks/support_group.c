@@ -3,12 +3,10 @@
 
 #include <errno.h>
 #include <sched.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include "benchmarks/support_trace.h"
@@ -16,7 +14,6 @@
 #include "runtime/base/alloc.h"
 #include "runtime/base/channel.h"
 #include "runtime/base/check.h"
-#include "runtime/base/log.h"
 #include "runtime/wire/step_ring.h"
 #include "runtime/worker/model_executor.h"
 #include "runtime/worker/worker.h"
@@ -24,10 +21,6 @@
 
 #define BLOCK 16u
 #define PLAN_TIMEOUT_S 60u
-
-void must(enum status status) {
-    CHECK(status == STATUS_OK, "%s", status_text());
-}
 
 /* ---- what a worker is told */
 
@@ -130,13 +123,6 @@ static void run_rank(struct rank *rank, int comm_fd, bool trace, void (*run)(str
     free(rank->body);
 }
 
-static void await_children(uint32_t count) {
-    for (uint32_t i = 0; i < count; i++) {
-        int state;
-        CHECK(wait(&state) > 0 && state == 0, "a rank failed");
-    }
-}
-
 void group_run(const struct group_config *config, void (*run)(struct rank *rank), void *result, size_t result_bytes) {
     struct rank rank = {.step_id = 0};
     group_init(config, &rank.init, &rank.plan);
@@ -144,18 +130,17 @@ void group_run(const struct group_config *config, void (*run)(struct rank *rank)
     size_t shared_bytes = sizeof *rank.shared + result_bytes;
     rank.shared = mmap(NULL, shared_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     CHECK(rank.shared != MAP_FAILED, "mmap: %s", strerror(errno));
-    fflush(NULL);
     for (uint32_t r = 0; r < config->world; r++) {
-        pid_t child = fork();
-        CHECK(child >= 0, "fork: %s", strerror(errno));
-        if (child == 0) {
+        if (child_start() == 0) {
             place_rank(&rank.init, r);
             run_rank(&rank, comm_fd, config->trace, run);
             fflush(NULL);
             _exit(0);
         }
     }
-    await_children(config->world);
+    for (uint32_t r = 0; r < config->world; r++) {
+        child_await();
+    }
     memcpy(result, rank.shared->result, result_bytes);
     munmap(rank.shared, shared_bytes);
     if (comm_fd >= 0) {
@@ -230,30 +215,6 @@ void rank_reset(struct rank *rank) {
 
 /* ---- worker processes: this process is their supervisor and their engine */
 
-static void expect(int control, enum control_type type) {
-    struct control_msg message;
-    uint32_t n_fds = 0;
-    do {
-        must(control_receive(control, &message, NULL, &n_fds, 0));
-        CHECK(message.type != CONTROL_ERROR, "%s", message.body.text);
-    } while (message.type != (uint32_t)type);
-}
-
-static void start_worker(struct workers *workers, uint32_t rank) {
-    int pair[2];
-    must(channel_pair(pair));
-    fflush(NULL);
-    workers->pids[rank] = fork();
-    CHECK(workers->pids[rank] >= 0, "fork: %s", strerror(errno));
-    if (workers->pids[rank] == 0) {
-        close(pair[0]);
-        log_setup(LOG_ERROR, "bench");
-        exit(worker_main(pair[1]));
-    }
-    close(pair[1]);
-    workers->controls[rank] = pair[0];
-}
-
 static void init_workers(const struct worker_init *init, struct workers *workers) {
     int fds[2];
     fds[1] = comm_memory(init);
@@ -265,11 +226,11 @@ static void init_workers(const struct worker_init *init, struct workers *workers
     }
     for (uint32_t rank = 0; rank < init->world; rank++) {
         struct control_msg ids = {.type = CONTROL_COMM_IDS};
-        expect(workers->controls[rank], CONTROL_COMM_ID);
+        control_expect(workers->controls[rank], CONTROL_COMM_ID);
         must(control_send(workers->controls[rank], &ids, NULL, 0));
     }
     for (uint32_t rank = 0; rank < init->world; rank++) {
-        expect(workers->controls[rank], CONTROL_READY);
+        control_expect(workers->controls[rank], CONTROL_READY);
     }
     close(fds[0]);
     if (fds[1] >= 0) {
@@ -296,7 +257,7 @@ static void link_workers(const struct worker_init *init, struct workers *workers
 void workers_start(const struct worker_init *init, struct workers *workers) {
     *workers = (struct workers){.world = init->world};
     for (uint32_t rank = 0; rank < init->world; rank++) {
-        start_worker(workers, rank);
+        workers->controls[rank] = process_start(worker_main, &workers->pids[rank]);
     }
     init_workers(init, workers);
     link_workers(init, workers);
@@ -309,5 +270,7 @@ void workers_stop(struct workers *workers) {
         must(control_send(workers->controls[rank], &stop, NULL, 0));
         close(workers->controls[rank]);
     }
-    await_children(workers->world);
+    for (uint32_t rank = 0; rank < workers->world; rank++) {
+        child_await();
+    }
 }

@@ -4,8 +4,8 @@
 #define TANDEM_BENCHMARKS_SUPPORT_GROUP_H
 
 #include <stdatomic.h>
-#include <sys/types.h>
 
+#include "benchmarks/support_process.h"
 #include "runtime/engine/worker_port.h"
 #include "runtime/format/model_config.h"
 #include "runtime/model/plan.h"
@@ -39,9 +39,6 @@ struct rank {
     uint64_t step_id;
     uint32_t arrivals;
 };
-
-/* Aborts with the failure's text. */
-void must(enum status status);
 
 /* What a worker of the group is told. The plan is made in a child, since it may ask a card. */
 void group_init(const struct group_config *config, struct worker_init *init, struct plan *plan);
