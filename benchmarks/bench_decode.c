@@ -132,7 +132,7 @@ static void run_executor(struct rank *rank, const struct shape *shape, struct sh
     group_barrier(rank);
     result->executor = run_steps(&taker, shape);
     if (bench.options.trace) {
-        must(trace_read(&result->trace));
+        must(trace_read(SPARE_STEPS, &result->trace));
     }
 }
 
@@ -230,7 +230,7 @@ static void report_step(uint32_t tp, const struct shape *shape, const struct sha
 
 /* Of rank 0. */
 static void report_trace(uint32_t tp, const struct shape *shape, const struct trace *trace) {
-    double steps = bench.options.steps + SPARE_STEPS;
+    double steps = trace->n_steps;
     for (uint32_t i = 0; i < trace->n_kernels; i++) {
         const struct trace_kernel *kernel = &trace->kernels[i];
         REPORT_ROW("kernel", CELL_WIDE("kernel", kernel->name), CELL("tp", tp, 0), CELL("batch", shape->batch, 0),
@@ -240,8 +240,9 @@ static void report_trace(uint32_t tp, const struct shape *shape, const struct tr
     REPORT_ROW("trace", CELL("tp", tp, 0), CELL("batch", shape->batch, 0), CELL("context", shape->context, 0),
                CELL("step_ms", trace->span_us / steps * 1e-3, 3), CELL("busy_ms", trace->busy_us / steps * 1e-3, 3),
                CELL("idle_us", (trace->span_us - trace->busy_us) / steps, 1),
-               CELL("kernels", trace->n_records / steps, 1), CELL("gaps", trace->n_gaps / steps, 1),
-               CELL("gap_p50_us", trace->gap_p50_us, 2), CELL("gap_max_us", trace->gap_max_us, 1));
+               CELL("between_us", trace->between_us / steps, 1), CELL("kernels", trace->n_records / steps, 1),
+               CELL("gaps", trace->n_gaps / steps, 1), CELL("gap_p50_us", trace->gap_p50_us, 2),
+               CELL("gap_max_us", trace->gap_max_us, 1));
 }
 
 static struct group_config config_for(uint32_t tp) {

@@ -41,7 +41,7 @@ static const struct model_shape models[] = {
     {"llama-8b", 4096, 32, 8, 128, 14336, 128256}, {"qwen-14b", 5120, 40, 8, 128, 13824, 152064},
     {"qwen-32b", 5120, 40, 8, 128, 27648, 152064}, {"llama-70b", 8192, 64, 8, 128, 28672, 128256},
 };
-enum { MODELS = sizeof models / sizeof models[0], CPU_FIRST = 0, CARD_FIRST = 2 };
+enum { MODELS = sizeof models / sizeof models[0], CARD_FIRST = 2 };
 
 /* What differs between a processor and a card. */
 struct scale {
@@ -68,6 +68,7 @@ struct bench {
     uint32_t tp;
     char *weights; /* scale->weight_bytes of small numbers; caches, too */
     char *x, *out; /* the largest operands that any shape has */
+    char *logits;  /* fp32, of head_rows rows */
     char *ints;    /* INTS_BYTES for the small arrays of one op */
     size_t ints_used;
 };
@@ -368,7 +369,7 @@ static enum status enqueue_argmax(struct bench *bench, const void *context, uint
 
 static void bench_argmax(struct bench *bench, const struct model_shape *shape, uint32_t rows) {
     uint32_t vocab = shape->vocab / bench->tp;
-    struct op_argmax args = {.logits = (float *)(void *)bench->x,
+    struct op_argmax args = {.logits = (float *)(void *)bench->logits,
                              .n_rows = rows,
                              .n_columns = vocab,
                              .n_valid = vocab,
@@ -388,7 +389,8 @@ struct sample_context {
 static enum status enqueue_sample(struct bench *bench, const void *context, uint32_t i) {
     (void)i;
     const struct sample_context *sample = context;
-    TRY(bench->ops->copy(bench->stream, sample->args.logits, bench->x, sample->logits_bytes, KERNEL_COPY_ON_DEVICE));
+    TRY(bench->ops->copy(bench->stream, sample->args.logits, bench->logits, sample->logits_bytes,
+                         KERNEL_COPY_ON_DEVICE));
     return bench->ops->sample(bench->stream, &sample->args);
 }
 
@@ -463,14 +465,20 @@ static void bench_model(struct bench *bench, const struct model_shape *shape) {
     bench_attention(bench, shape, (struct rows){1, prefill, prefill});
 }
 
+static size_t logits_bytes(const struct scale *scale) {
+    uint32_t most = 0;
+    for (int i = 0; i < MODELS; i++) {
+        most = models[i].vocab > most ? models[i].vocab : most;
+    }
+    return (size_t)most * (scale->head_rows > 64 ? scale->head_rows : 64) * sizeof(float);
+}
+
 /* Bytes of the largest operand: of activations of a prefill, or of logits. */
 static size_t operand_bytes(const struct scale *scale) {
-    size_t most = 0;
-    for (int i = scale == &cpu_scale ? CPU_FIRST : CARD_FIRST; i < MODELS; i++) {
+    size_t most = logits_bytes(scale);
+    for (int i = 0; i < MODELS; i++) {
         size_t wide = (size_t)2 * models[i].ffn * scale->prefill * sizeof(float);
-        size_t logits = (size_t)models[i].vocab * 256 * sizeof(float);
         most = wide > most ? wide : most;
-        most = logits > most ? logits : most;
     }
     return most;
 }
@@ -500,13 +508,14 @@ static void open_bench(struct bench *bench, const struct kernel_device_config *c
     bench->weights = fill(bench, bench->scale->weight_bytes, DTYPE_BF16, 0.02f);
     bench->x = fill(bench, operand, bench->act, 1.0f);
     bench->out = fill(bench, 2 * operand, DTYPE_F32, 1.0f);
+    bench->logits = fill(bench, logits_bytes(bench->scale), DTYPE_F32, 10.0f);
     void *ints;
     require(bench->ops->alloc(bench->device, INTS_BYTES, &ints));
     bench->ints = ints;
 }
 
 static void close_bench(struct bench *bench) {
-    char *memory[] = {bench->weights, bench->x, bench->out, bench->ints};
+    char *memory[] = {bench->weights, bench->x, bench->out, bench->logits, bench->ints};
     for (size_t i = 0; i < sizeof memory / sizeof memory[0]; i++) {
         bench->ops->free(bench->device, memory[i]);
     }

@@ -7,9 +7,10 @@
  * The second form starts the server itself, once for each number of ranks, and tells how well it scales. Prompts are
  * random ids, no two alike; answers run to their full length (ignore_eos). Columns: tokens that came back per second,
  * from the first request to the last answer's end; time to the first token (TTFT); time between two events of a stream
- * (ITL), which hold a token each as long as the server keeps up; and time per token after the first (TPOT). Each client
- * is a thread that sleeps until there is something to read: "client_%" is the processor time that they took, in per
- * cent of one core. */
+ * (ITL); and time per token after the first (TPOT). A token makes an event once its text can be shown: of random
+ * weights many are parts of characters, which come together, so that ITL is above TPOT there. Each client is a thread
+ * that sleeps until there is something to read: "client_%" is the processor time that all took, in per cent of one
+ * core. */
 #define _GNU_SOURCE /* memmem */
 #include <errno.h>
 #include <math.h>

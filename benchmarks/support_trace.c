@@ -14,6 +14,10 @@
 #define BUFFER_BYTES ((size_t)8 << 20)
 #define FLUSH_FORCED 1u
 
+/* Of a forward pass on cards (kernels/cuda/slots.cu, rows.cu). */
+#define FIRST_KERNEL "batch_prepare_kernel"
+#define LAST_KERNEL "commit_kernel"
+
 /* CUpti_ActivityKind */
 enum { KIND_COPY = 1, KIND_FILL = 2, KIND_KERNEL = 10 };
 
@@ -167,27 +171,63 @@ static void add_kernel(struct trace *trace, const struct interval *interval) {
     trace->kernels[i].us += (double)(interval->end_ns - interval->start_ns) * 1e-3;
 }
 
-enum status trace_read(struct trace *trace) {
-    *trace = (struct trace){.n_records = 0};
-    if (tracer.flush(FLUSH_FORCED) != 0 || tracer.n == 0) {
-        FAIL(STATUS_INTERNAL, "CUPTI recorded nothing");
-    }
-    double *gaps = xcalloc(tracer.n, sizeof *gaps);
-    qsort(tracer.seen, tracer.n, sizeof tracer.seen[0], compare_starts);
-    uint64_t end_ns = tracer.seen[0].start_ns;
-    double idle_us = 0;
+/* The records behind the end of step `skip` up to the end of the last whole step; their number is *n. */
+static const struct interval *whole_steps(uint32_t skip, uint32_t *n_steps, size_t *n) {
+    const struct interval *first = NULL;
+    *n = 0;
+    *n_steps = 0;
     for (size_t i = 0; i < tracer.n; i++) {
-        const struct interval *interval = &tracer.seen[i];
-        if (interval->start_ns > end_ns) {
-            gaps[trace->n_gaps] = (double)(interval->start_ns - end_ns) * 1e-3;
-            idle_us += gaps[trace->n_gaps++];
+        if (strcmp(tracer.seen[i].name, LAST_KERNEL) != 0) {
+            continue;
         }
-        end_ns = interval->end_ns > end_ns ? interval->end_ns : end_ns;
-        add_kernel(trace, interval);
+        if (skip > 0) {
+            skip--;
+            first = &tracer.seen[i + 1];
+        } else if (first != NULL) {
+            *n = (size_t)(&tracer.seen[i + 1] - first);
+            (*n_steps)++;
+        }
     }
-    trace->n_records = (uint32_t)tracer.n;
-    trace->span_us = (double)(end_ns - tracer.seen[0].start_ns) * 1e-3;
+    return first;
+}
+
+static void sum_up(const struct interval *records, size_t n, double *gaps, struct trace *trace) {
+    uint64_t end_ns = records[-1].end_ns; /* of the step before */
+    uint64_t start_ns = end_ns;
+    double idle_us = 0;
+    bool between = true;
+    for (size_t i = 0; i < n; i++) {
+        const struct interval *record = &records[i];
+        if (record->start_ns > end_ns) {
+            double gap_us = (double)(record->start_ns - end_ns) * 1e-3;
+            gaps[trace->n_gaps++] = gap_us;
+            idle_us += gap_us;
+            trace->between_us += between ? gap_us : 0;
+        }
+        between = strcmp(record->name, LAST_KERNEL) == 0 || (between && strcmp(record->name, FIRST_KERNEL) != 0);
+        end_ns = record->end_ns > end_ns ? record->end_ns : end_ns;
+        add_kernel(trace, record);
+    }
+    trace->span_us = (double)(end_ns - start_ns) * 1e-3;
     trace->busy_us = trace->span_us - idle_us;
+}
+
+enum status trace_read(uint32_t skip, struct trace *trace) {
+    *trace = (struct trace){.n_records = 0};
+    size_t n = 0;
+    if (tracer.flush(FLUSH_FORCED) != 0) {
+        FAIL(STATUS_INTERNAL, "CUPTI does not hand over its records");
+    }
+    if (tracer.n > 0) {
+        qsort(tracer.seen, tracer.n, sizeof tracer.seen[0], compare_starts);
+    }
+    const struct interval *records = whole_steps(skip, &trace->n_steps, &n);
+    if (n == 0) {
+        FAIL(STATUS_INTERNAL, "CUPTI recorded no step: none of %zu records is a " LAST_KERNEL, tracer.n);
+    }
+    double *gaps = xcalloc(n, sizeof *gaps);
+    trace->n_records = (uint32_t)n;
+    sum_up(records, n, gaps, trace);
     if (trace->n_gaps > 0) {
         struct spread spread = spread_of(gaps, trace->n_gaps);
         trace->gap_p50_us = spread.median;

@@ -18,9 +18,11 @@ struct trace_kernel {
 };
 
 struct trace {
+    uint32_t n_steps;
     uint32_t n_records; /* kernels, copies and fills */
     double span_us;     /* from the first one's begin to the last one's end */
     double busy_us;     /* when at least one of them ran */
+    double between_us;  /* when nothing ran between the end of a step's commit and the next one's batch_prepare */
     uint32_t n_gaps;    /* times that nothing ran */
     double gap_p50_us, gap_max_us;
     uint32_t n_kernels;
@@ -33,7 +35,8 @@ enum status trace_open(void);
 /* Forgets what was recorded so far; to be called while the card rests, like trace_read. */
 enum status trace_start(void);
 
-/* What was recorded since trace_start. */
-enum status trace_read(struct trace *trace);
+/* What was recorded since trace_start, from the end of step `skip` (1 or more) to the end of the last one. Steps are
+ * told apart by the kernels that a forward pass ends and begins with. */
+enum status trace_read(uint32_t skip, struct trace *trace);
 
 #endif
