@@ -6,9 +6,11 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "launcher/bar.h"
 #include "launcher/child_call.h"
 #include "launcher/config_table.h"
 #include "runtime/base/alloc.h"
+#include "runtime/base/clock.h"
 #include "runtime/base/log.h"
 #include "runtime/journal/journal.h"
 #include "runtime/server/frontend.h"
@@ -76,11 +78,24 @@ static uint64_t context_bytes(const struct kernel_card *card) {
     return used < CONTEXT_MAX ? used : CONTEXT_MAX;
 }
 
+/* The ranks of a group exchange activations in one format, and a V100's is not the others'. */
+static enum status check_mix(const struct config *config, const struct kernel_card *card,
+                             const struct kernel_card *first) {
+    if ((card->arch < 80) == (first->arch < 80)) {
+        return STATUS_OK;
+    }
+    return config_fail_key(config, "devices", STATUS_UNSUPPORTED,
+                           "a group of ranks cannot mix %s (sm_%d) with %s (sm_%d): cards below sm_80 compute in other "
+                           "formats; name cards of one kind, or make replicas of them",
+                           first->name, first->arch, card->name, card->arch);
+}
+
 static enum status look_at_cards(const struct config *config, struct serve_plan *plan, struct machine *machine) {
     uint32_t count = config->tp * config->replicas;
     struct kernel_device_config oldest = {.threads = 1, .first_cpu = -1};
     int oldest_arch = INT_MAX;
     machine->free_bytes = UINT64_MAX;
+    struct kernel_card first = {.arch = 0}; /* of the group */
     for (uint32_t i = 0; i < count; i++) {
         struct kernel_card card;
         enum status status = kernels_card(plan->devices[i], &card);
@@ -89,6 +104,8 @@ static enum status look_at_cards(const struct config *config, struct serve_plan 
                                    "needs %u card%s, but %s", count, count > 1 ? "s" : "", status_text());
         }
         TRY(status);
+        first = i % config->tp == 0 ? card : first;
+        TRY(check_mix(config, &card, &first));
         TRY(adapt_dtype(config, &card, &plan->init));
         machine->free_bytes = card.free_bytes < machine->free_bytes ? card.free_bytes : machine->free_bytes;
         uint64_t context = context_bytes(&card);
@@ -234,14 +251,16 @@ static void log_plan(const struct config *config, const struct plan *plan) {
     for (uint32_t rank = 1; rank < plan->world; rank++) {
         most = plan->rank[rank].total_bytes > most->total_bytes ? &plan->rank[rank] : most;
     }
-    double gib = (double)(1u << 30);
-    log_info(
-        "plan of %s %.2f GiB: weights %.2f, KV %.2f (%llu tokens), activations %.2f, slots %.2f, communicator %.2f, "
-        "graphs %.2f, libraries %.2f",
-        config->tp > 1 ? "each rank" : "the rank", (double)most->total_bytes / gib, (double)most->weight_bytes / gib,
-        (double)most->kv_bytes / gib, (unsigned long long)plan->kv_tokens, (double)most->activation_bytes / gib,
-        (double)most->slot_bytes / gib, (double)most->comm_bytes / gib, (double)most->graph_bytes / gib,
-        (double)most->backend_bytes / gib);
+    const size_t bytes[] = {most->total_bytes, most->weight_bytes, most->kv_bytes,    most->activation_bytes,
+                            most->slot_bytes,  most->comm_bytes,   most->graph_bytes, most->backend_bytes};
+    char text[8][BAR_BYTES_MAX];
+    for (int i = 0; i < 8; i++) {
+        bar_bytes((double)bytes[i], text[i]);
+    }
+    log_info("plan of %s: %s; weights %s, KV %s (%llu tokens), activations %s, slots %s, communicator %s, graphs %s, "
+             "libraries %s",
+             config->tp > 1 ? "each rank" : "the rank", text[0], text[1], text[2], (unsigned long long)plan->kv_tokens,
+             text[3], text[4], text[5], text[6], text[7]);
 }
 
 static size_t choose_pool(const struct serve_plan *plan) {
@@ -268,6 +287,7 @@ static uint64_t longest_step_ns(const struct serve_plan *plan) {
 
 enum status serve_plan_make(const struct config *config, struct serve_plan *plan) {
     memset(plan, 0, sizeof *plan);
+    plan->start_ns = clock_now_ns();
     TRY(model_config_load(config->model, &plan->model));
     enum dtype dtype = DTYPE_F32;
     TRY(choose_dtype(config, &plan->model, &dtype));
@@ -295,5 +315,6 @@ enum status serve_plan_make(const struct config *config, struct serve_plan *plan
     plan->journal_slots = frontend_journal_slots(&init->limits, plan->queue_max);
     plan->journal_bytes = journal_bytes(plan->journal_slots, choose_pool(plan));
     plan->step_ns = longest_step_ns(plan);
+    plan->plan_ms = (uint32_t)((clock_now_ns() - plan->start_ns) / NS_PER_MS);
     return STATUS_OK;
 }

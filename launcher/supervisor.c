@@ -26,7 +26,11 @@ static void on_group_up(void *context, struct group *group) {
     uint32_t replica = group_replica(group);
     supervisor->linked[replica] = false;
     if (group_restarts(group) > 0) {
-        log_info("replica %u: up again (restart %u)", replica, group_restarts(group));
+        struct buf text = {0};
+        supervisor_describe_start(group, supervisor->plan->init.world, &text);
+        log_info("replica %u: up again (restart %u) after %.2f s: %s", replica, group_restarts(group),
+                 group_start_ms(group) / 1e3, buf_cstr(&text));
+        buf_free(&text);
     }
 }
 

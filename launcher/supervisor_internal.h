@@ -78,6 +78,9 @@ void supervisor_stop_groups(struct supervisor *supervisor);
 /* Holds every process's descriptors against the table and logs what it finds. */
 void supervisor_audit(const struct supervisor *supervisor);
 
+/* Appends what the last start of a group's processes took, in seconds. */
+void supervisor_describe_start(const struct group *group, uint32_t world, struct buf *out);
+
 /* The table at the end of the start. */
 void supervisor_report(const struct supervisor *supervisor);
 

@@ -98,3 +98,8 @@ void cuda_blas_close(struct kernel_stream *stream) {
     stream->cublas = NULL;
     stream->cublas_workspace = NULL;
 }
+
+size_t cuda_stream_bytes(struct kernel_device *device) {
+    (void)device;
+    return CUBLAS_WORKSPACE_BYTES + CUBLAS_HANDLE_BYTES;
+}

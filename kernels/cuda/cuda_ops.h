@@ -23,7 +23,6 @@ int cuda_lowest_arch(void);
 /* ---- stream.cu */
 enum status cuda_stream_create(struct kernel_device *device, struct kernel_stream **stream);
 enum status cuda_copy_stream_create(struct kernel_device *device, struct kernel_stream **stream);
-size_t cuda_stream_bytes(struct kernel_device *device);
 size_t cuda_graph_bytes(struct kernel_device *device, uint32_t n_ops);
 void cuda_stream_destroy(struct kernel_stream *stream);
 enum status cuda_stream_sync(struct kernel_stream *stream);
@@ -44,6 +43,7 @@ enum status cuda_host_call(struct kernel_stream *stream, void (*function)(void *
 /* ---- cublas.cu */
 enum status cuda_blas_open(struct kernel_stream *stream);
 void cuda_blas_close(struct kernel_stream *stream);
+size_t cuda_stream_bytes(struct kernel_device *device);
 
 /* ---- math */
 size_t cuda_attention_workspace(struct kernel_device *device, uint32_t max_tokens, uint32_t n_q_heads,

@@ -49,12 +49,6 @@ enum status cuda_stream_create(struct kernel_device *device, struct kernel_strea
     return STATUS_OK;
 }
 
-/* A stream's workspace and what its handle holds. */
-size_t cuda_stream_bytes(struct kernel_device *device) {
-    (void)device;
-    return CUBLAS_WORKSPACE_BYTES + CUBLAS_HANDLE_BYTES;
-}
-
 void cuda_stream_destroy(struct kernel_stream *stream) {
     if (stream == NULL) {
         return;

@@ -67,9 +67,22 @@ struct worker_init {
     uint32_t deterministic;
 };
 
-struct worker_ready {
-    uint64_t weight_bytes, kv_bytes, other_bytes; /* of this rank, as allocated */
+/* What a worker's start took, in ms. Weights are loaded while the communicator and the graphs are made. */
+struct worker_times {
+    uint32_t device_ms; /* finding the backend and opening its device */
+    uint32_t memory_ms; /* all of the rank's memory */
     uint32_t load_ms;
+    uint32_t comm_ms;
+    uint32_t graphs_ms;
+    uint32_t all_ms; /* from INIT to READY */
+};
+
+struct worker_ready {
+    uint64_t weight_bytes, kv_bytes, other_bytes; /* of this rank, as planned and allocated */
+    uint64_t loaded_bytes;                        /* of weights: read, or made up */
+    uint64_t taken_bytes;                         /* by the card's own count, the context excepted; 0 without a card */
+    uint64_t free_bytes, total_bytes;             /* of the card now */
+    struct worker_times times;
     char device_name[64];
 };
 

@@ -22,6 +22,8 @@
     "\"vocab_size\":32,\"max_position_embeddings\":64,\"rms_norm_eps\":1e-6,\"rope_theta\":10000.0,"                   \
     "\"hidden_act\":\"silu\",\"tie_word_embeddings\":true,\"torch_dtype\":\"float32\"}"
 
+static atomic_bool cancelled;
+
 struct loaded {
     struct model_config config;
     struct shard_model shard;
@@ -61,6 +63,7 @@ static enum status load(struct loaded *loaded, const char *dir, enum dtype dtype
                                 .kernels = loaded->kernels,
                                 .device = loaded->device,
                                 .threads = 3,
+                                .cancelled = &cancelled,
                                 .progress = note,
                                 .context = loaded};
     struct checkpoint *checkpoint = NULL;
@@ -235,6 +238,15 @@ TEST(values_beyond_float16_are_refused) {
                  "tensor model.layers.0.mlp.down_proj.weight holds 999424, float16 ends at 65504");
     EXPECT_OK(try_load(dir, DTYPE_F16, 0, 2)); /* not this rank's columns */
     EXPECT_OK(try_load(dir, DTYPE_F32, 0, 1));
+}
+
+TEST(a_load_that_is_not_wanted_any_more_ends) {
+    const char *dir = make_model_dir(QWEN);
+    write_checkpoint(dir, DTYPE_BF16, NULL);
+    EXPECT_OK(try_load(dir, DTYPE_BF16, 0, 1));
+    atomic_store(&cancelled, true);
+    EXPECT_FAILS(try_load(dir, DTYPE_BF16, 0, 1), STATUS_CLOSED, "not wanted any more");
+    atomic_store(&cancelled, false);
 }
 
 TEST(made_up_weights_are_the_same_in_every_world) {
