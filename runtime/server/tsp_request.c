@@ -192,7 +192,9 @@ void tsp_request_attach(struct tsp_request *request, struct tsp_stream *stream, 
         tsp_stream_error(stream, TSP_CODE_INVALID, status_text(), NO_RETRY);
         return;
     }
-    if (request->stream != NULL) {
+    if (request->stream != NULL && request->state == TSP_ENDED) {
+        tsp_stream_close(request->stream); /* its END was sent */
+    } else if (request->stream != NULL) {
         tsp_stream_error(request->stream, TSP_CODE_SUPERSEDED, "another stream took the request over", NO_RETRY);
     }
     request->stream = stream;
