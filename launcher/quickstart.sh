@@ -98,14 +98,14 @@ trap stop EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-$tandem serve $config --model "$folder" --set http.port=0 >"$work/ready" &
+$tandem serve $config --model "$folder" --set http.port=0 --set tcp.port=0 >"$work/ready" &
 server=$!
 for _ in $(seq 600); do
     grep -q '^ready ' "$work/ready" && break
     kill -0 "$server" 2>/dev/null || { echo "the server did not start; see its messages above" >&2; exit 1; }
     sleep 0.1
 done
-address=$(sed -n 's/^ready http=//p' "$work/ready")
+address=$(sed -n 's/^ready http=\([^ ]*\).*/\1/p' "$work/ready")
 [ -n "$address" ] || { echo "the server was not ready within 60 s" >&2; exit 1; }
 
 printf '\n> %s\n' "$question"

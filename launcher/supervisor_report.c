@@ -129,7 +129,8 @@ void supervisor_report(const struct supervisor *supervisor) {
     fprintf(stderr, "  %-8s %s blocks of %u: %s tokens\n", "KV", grouped(plan->plan.n_blocks - 1, number),
             plan->init.limits.block_size, grouped(plan->plan.kv_tokens, tokens));
     report_start(supervisor);
-    fprintf(stderr, "  %-8s http://%s/v1\n\n", "address", supervisor->address);
+    fprintf(stderr, "  %-8s http://%s/v1\n", "address", supervisor->http.address);
+    fprintf(stderr, "  %-8s tcp://%s\n\n", "", supervisor->tcp.address);
 }
 
 static void audit_one(const struct supervisor *supervisor, pid_t pid, enum descriptor_holder holder, const char *name) {
