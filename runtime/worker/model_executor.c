@@ -331,8 +331,6 @@ static void model_executor_describe(const struct executor *executor, struct work
     if (strcmp(executor->kernels->name, "cuda") == 0) {
         describe_card(executor, ready);
     }
-<<<<<<< HEAD
-    snprintf(ready->device_name, sizeof ready->device_name, "%s", name);
     struct comm_report report = {.serves = executor->comm_ops->name};
     if (executor->comm_ops->report != NULL) {
         executor->comm_ops->report(executor->comm, &report);
@@ -340,8 +338,6 @@ static void model_executor_describe(const struct executor *executor, struct work
     snprintf(ready->comm_name, sizeof ready->comm_name, "%s", report.serves);
     ready->comm_own_bytes = report.own_bytes;
     ready->comm_row_us = report.row_us;
-=======
->>>>>>> load
 }
 
 /* ---- steps */
