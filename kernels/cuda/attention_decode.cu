@@ -21,103 +21,207 @@
 
 template <int D> struct decode_sizes {
     static constexpr uint32_t plane_bytes = RUN * D * 2; /* keys or values of a run */
-    static constexpr uint32_t stage_bytes = 2 * plane_bytes;
-    static constexpr uint32_t stages = 384 / D;
-    static constexpr uint32_t ring_bytes = stages * stage_bytes; /* of a warp */
-    static constexpr uint32_t pitch = D + 4;                     /* floats of a query in the join of warps */
+    static constexpr uint32_t slot_bytes = 2 * plane_bytes;
+    static constexpr uint32_t slots = 384 / D;
+    static constexpr uint32_t ring_bytes = slots * slot_bytes; /* of a warp */
     static constexpr uint32_t shared_bytes = WARPS * ring_bytes;
-    static_assert(ROWS * pitch * sizeof(float) <= ring_bytes, "a warp's results take its ring's place");
+    static_assert(ROWS * D * sizeof(float) <= slot_bytes, "a warp's results take the place of a run");
 };
 
 #if CUDA_HAS_MMA
 
-/* Positions of one item, and what attends to them. */
-struct decode_item {
-    uint32_t token;
+/* ---- the walk of a warp: run `warp` of each unit of 64 positions, through its ring */
+
+/* What a warp brings next. */
+struct decode_feed {
     uint32_t row;
     uint32_t kv_head;
-    uint32_t kv_first; /* a multiple of SPLIT_UNIT */
-    uint32_t kv_end;
-    const uint32_t *blocks; /* of the row's slot */
+    uint32_t unit;    /* of the row's */
+    uint32_t n_units; /* of the row */
+    uint32_t kv_len;
+    uint32_t left; /* units to bring */
+    uint32_t slot; /* that comes next */
+    const uint32_t *blocks;
+    uint32_t block; /* of the run of unit `unit / 32 * 32 + lane` */
 };
 
-/* A warp's walk: runs warp, warp + WARPS, ... of the item. Lane i knows the block of the i-th of 32 runs. */
-struct decode_walk {
-    uint32_t first; /* position of the warp's first run */
-    uint32_t n_runs;
-    uint32_t block;
+/* A decode row, in shared memory. */
+struct decode_row {
+    uint32_t units_end; /* units up to the end of this row */
+    uint32_t kv_len;
+    uint32_t slot;
+    uint32_t token;
 };
 
+__device__ __forceinline__ uint32_t units_of(uint32_t kv_len) {
+    return (kv_len + SPLIT_UNIT - 1) / SPLIT_UNIT;
+}
+
+/* Each lane looks up the block of one of 32 runs. */
+__device__ __forceinline__ void look_up_blocks(const struct attention_task &task, struct decode_feed &feed) {
+    uint32_t unit = feed.unit / WARP * WARP + lane_of_thread();
+    uint32_t pos = unit * SPLIT_UNIT + warp_of_thread() * RUN;
+    feed.block = pos < feed.kv_len ? feed.blocks[pos >> task.block_shift] : 0;
+}
+
+__device__ __forceinline__ void enter_row(const struct attention_task &task, struct decode_feed &feed,
+                                          const struct decode_row &row) {
+    feed.n_units = units_of(row.kv_len);
+    feed.kv_len = row.kv_len;
+    feed.blocks = task.block_table + (size_t)row.slot * task.max_blocks;
+    look_up_blocks(task, feed);
+}
+
+/* To the unit after this one: of the row, of the row's next KV head, or of the next decode row. */
+__device__ __forceinline__ void step_feed(const struct attention_task &task, struct decode_feed &feed,
+                                          const struct decode_row *rows) {
+    feed.unit++;
+    feed.left--;
+    if (feed.left == 0) {
+        return;
+    }
+    if (feed.unit < feed.n_units) {
+        if (feed.unit % WARP == 0) {
+            look_up_blocks(task, feed);
+        }
+        return;
+    }
+    feed.unit = 0;
+    feed.kv_head++;
+    if (feed.kv_head < task.n_kv_heads) {
+        if (feed.n_units > WARP) {
+            look_up_blocks(task, feed);
+        }
+        return;
+    }
+    feed.kv_head = 0;
+    uint32_t end = rows[feed.row].units_end;
+    do {
+        feed.row++;
+    } while (rows[feed.row].units_end == end); /* no decode rows */
+    enter_row(task, feed, rows[feed.row]);
+}
+
+/* Starts the copies of a run to the ring's slot `slot`, zeros behind the last position. */
 template <int D>
-__device__ __forceinline__ void start_run(const struct attention_task &task, const struct decode_item &item,
-                                          struct decode_walk &walk, uint32_t run, uint32_t ring) {
+__device__ __forceinline__ void start_run(const struct attention_task &task, const struct decode_feed &feed,
+                                          uint32_t ring, uint32_t slot) {
     using sizes = decode_sizes<D>;
     constexpr uint32_t chunks = D / 8;
-    if (run < walk.n_runs) {
-        if (run % WARP == 0) {
-            uint32_t pos = walk.first + (run + lane_of_thread()) * WARPS * RUN;
-            walk.block = pos < item.kv_end ? item.blocks[pos >> task.block_shift] : 0;
-        }
-        uint32_t pos = walk.first + run * WARPS * RUN;
-        size_t block = __shfl_sync(ALL_LANES, walk.block, (int)(run % WARP));
-        uint32_t row = lane_of_thread() / chunks;
-        uint32_t chunk = lane_of_thread() % chunks;
-        size_t line = ((block * 2 * task.n_kv_heads + item.kv_head) << task.block_shift) + pos % task.block_size + row;
-        const uint16_t *from = (const uint16_t *)task.cache + line * D + chunk * 8;
-        size_t distance = value_distance(task);
-        uint32_t to = ring + run % sizes::stages * sizes::stage_bytes;
+    uint32_t pos = feed.unit * SPLIT_UNIT + warp_of_thread() * RUN;
+    size_t block = __shfl_sync(ALL_LANES, feed.block, (int)(feed.unit % WARP));
+    uint32_t row = lane_of_thread() / chunks;
+    uint32_t chunk = lane_of_thread() % chunks;
+    size_t line = ((block * 2 * task.n_kv_heads + feed.kv_head) << task.block_shift) + pos % task.block_size + row;
+    const uint16_t *from = (const uint16_t *)task.cache + line * D + chunk * 8;
+    size_t distance = value_distance(task);
+    uint32_t to = ring + slot * sizes::slot_bytes;
 #pragma unroll
-        for (uint32_t i = 0; i < RUN; i += WARP / chunks) {
-            bool real = pos + row + i < item.kv_end;
-            uint32_t at = to + (row + i) * D * 2 + (chunk ^ (row + i) % 8) * 16;
-            copy_async(at, from + i * D, real);
-            copy_async(at + sizes::plane_bytes, from + distance + i * D, real);
-        }
+    for (uint32_t i = 0; i < RUN; i += WARP / chunks) {
+        bool real = pos + row + i < feed.kv_len;
+        uint32_t at = to + (row + i) * D * 2 + (chunk ^ (row + i) % 8) * 16;
+        copy_async(at, from + i * D, real);
+        copy_async(at + sizes::plane_bytes, from + distance + i * D, real);
+    }
+}
+
+/* Starts the next run, if there is one. */
+template <int D>
+__device__ __forceinline__ void feed_ring(const struct attention_task &task, struct decode_feed &feed,
+                                          const struct decode_row *rows, uint32_t ring) {
+    if (feed.left > 0) {
+        start_run<D>(task, feed, ring, feed.slot);
+        feed.slot = feed.slot + 1 == decode_sizes<D>::slots ? 0 : feed.slot + 1;
+        step_feed(task, feed, rows);
     }
     copy_async_commit(); /* empty behind the last run: waits count groups */
 }
 
-/* Heads [0, n_heads) of `heads`, at most 16, over the item's positions; each warp over its own. */
-template <typename T, int D>
-__device__ __forceinline__ void attend_item(const struct attention_task &task, const struct decode_item &item,
-                                            const uint32_t *heads, uint32_t n_heads, tensor_state<D> &state,
-                                            uint32_t ring) {
-    using sizes = decode_sizes<D>;
-    uint32_t n_runs = (item.kv_end - item.kv_first + RUN - 1) / RUN;
-    struct decode_walk walk = {item.kv_first + warp_of_thread() * RUN, (n_runs + WARPS - 1 - warp_of_thread()) / WARPS,
-                               0};
+/* Starts the first runs. */
+template <int D>
+__device__ __forceinline__ void fill_ring(const struct attention_task &task, struct decode_feed &feed,
+                                          const struct decode_row *rows, uint32_t ring) {
 #pragma unroll
-    for (uint32_t run = 0; run < sizes::stages; run++) {
-        start_run<D>(task, item, walk, run, ring);
+    for (uint32_t i = 0; i < decode_sizes<D>::slots; i++) {
+        feed_ring<D>(task, feed, rows, ring);
     }
+}
+
+/* Units [unit, end) of one item, a row and a KV head. */
+struct decode_segment {
+    uint32_t token;
+    uint32_t kv_head;
+    uint32_t unit;
+    uint32_t end;
+    uint32_t kv_len;
+};
+
+/* Loads the queries of heads[0 .. n_heads), at most 16, and begins their softmax. */
+template <int D>
+__device__ __forceinline__ void begin_segment(const struct attention_task &task, const struct decode_segment &segment,
+                                              const uint32_t *heads, uint32_t n_heads, tensor_state<D> &state) {
     const uint16_t *rows[2];
 #pragma unroll
     for (uint32_t i = 0; i < 2; i++) {
         uint32_t head = lane_of_thread() / 4 + i * 8;
         const uint16_t *qkv = (const uint16_t *)task.qkv;
-        rows[i] = head < n_heads ? qkv + query_index(task, item.token, heads[head]) : NULL;
-        state.reach[i] = item.kv_end;
+        rows[i] = head < n_heads ? qkv + query_index(task, segment.token, heads[head]) : NULL;
+        state.reach[i] = segment.kv_len;
     }
     load_queries<D>(state, rows);
     start_state<D>(state);
-    for (uint32_t run = 0; run < walk.n_runs; run++) {
-        copy_async_wait<sizes::stages - 1>();
+}
+
+template <typename T, int D>
+__device__ __forceinline__ void attend_run(const struct attention_task &task, tensor_state<D> &state, uint32_t unit,
+                                           uint32_t ring, uint32_t slot) {
+    uint32_t keys = ring + slot * decode_sizes<D>::slot_bytes;
+    attend<T, D, RUN, true>(state, task.scale, keys, keys + decode_sizes<D>::plane_bytes,
+                            unit * SPLIT_UNIT + warp_of_thread() * RUN, 0);
+    __syncwarp();
+}
+
+/* Attends to a segment whose runs lie in the ring from `slot` on, while the ring is fed behind them. The slot of the
+ * last run is left alone: it is the place of the results. Returns it. */
+template <typename T, int D>
+__device__ __forceinline__ uint32_t attend_segment(const struct attention_task &task, struct decode_feed &feed,
+                                                   const struct decode_row *rows, const struct decode_segment &segment,
+                                                   tensor_state<D> &state, uint32_t ring, uint32_t slot) {
+    for (uint32_t unit = segment.unit;; unit++) {
+        copy_async_wait<decode_sizes<D>::slots - 1>();
         __syncwarp();
-        uint32_t keys = ring + run % sizes::stages * sizes::stage_bytes;
-        attend<T, D, RUN, true>(state, task.scale, keys, keys + sizes::plane_bytes, walk.first + run * WARPS * RUN, 0);
-        __syncwarp();
-        start_run<D>(task, item, walk, run + sizes::stages, ring);
+        attend_run<T, D>(task, state, unit, ring, slot);
+        if (unit + 1 == segment.end) {
+            break;
+        }
+        feed_ring<D>(task, feed, rows, ring);
+        slot = slot + 1 == decode_sizes<D>::slots ? 0 : slot + 1;
     }
-    copy_async_wait<0>();
+    finish_sums<D>(state);
+    return slot;
+}
+
+/* The same for more heads, after attend_segment: its runs are brought once more, one by one, to slot `slot`. */
+template <typename T, int D>
+__device__ __forceinline__ void attend_again(const struct attention_task &task, const struct decode_segment &segment,
+                                             const uint32_t *blocks, tensor_state<D> &state, uint32_t ring,
+                                             uint32_t slot) {
+    struct decode_feed feed = {};
+    feed.kv_head = segment.kv_head;
+    feed.kv_len = segment.kv_len;
+    feed.blocks = blocks;
+    for (feed.unit = segment.unit; feed.unit < segment.end; feed.unit++) {
+        look_up_blocks(task, feed);
+        start_run<D>(task, feed, ring, slot);
+        copy_async_commit();
+        copy_async_wait<0>();
+        __syncwarp();
+        attend_run<T, D>(task, state, feed.unit, ring, slot);
+    }
     finish_sums<D>(state);
 }
 
 /* ---- joining */
-
-struct decode_shared {
-    char *memory; /* the warps' rings */
-    uint32_t *heads;
-};
 
 /* Four elements of a query's result, not divided by the sum of weights yet. */
 struct decode_part {
@@ -126,83 +230,112 @@ struct decode_part {
     float4 out;
 };
 
-__device__ __forceinline__ void add_part(struct decode_part &to, float4 out, float2 stats) {
-    float weight = weight_of(stats.x, to.max);
-    to.sum = fmaf(weight, stats.y, to.sum);
-    to.out.x = fmaf(weight, out.x, to.out.x);
-    to.out.y = fmaf(weight, out.y, to.out.y);
-    to.out.z = fmaf(weight, out.z, to.out.z);
-    to.out.w = fmaf(weight, out.w, to.out.w);
+__device__ __forceinline__ struct decode_part empty_part(void) {
+    return {-CUDART_INF_F, 0.0f, make_float4(0.0f, 0.0f, 0.0f, 0.0f)};
+}
+
+/* part = part x keep + out x weight */
+__device__ __forceinline__ void add_part(struct decode_part &part, float4 out, float2 stats) {
+    float max = fmaxf(part.max, stats.x);
+    float keep = weight_of(part.max, max);
+    float weight = weight_of(stats.x, max);
+    part.max = max;
+    part.sum = part.sum * keep + weight * stats.y;
+    part.out.x = part.out.x * keep + weight * out.x;
+    part.out.y = part.out.y * keep + weight * out.y;
+    part.out.z = part.out.z * keep + weight * out.z;
+    part.out.w = part.out.w * keep + weight * out.w;
 }
 
 template <typename T> __device__ __forceinline__ void store_part(T *out, const struct decode_part &part) {
     float scale = 1.0f / part.sum;
-    uint2 words = make_uint2(mma<T>::pack(part.out.x * scale, part.out.y * scale),
-                             mma<T>::pack(part.out.z * scale, part.out.w * scale));
-    *(uint2 *)out = words;
+    *(uint2 *)out = make_uint2(mma<T>::pack(part.out.x * scale, part.out.y * scale),
+                               mma<T>::pack(part.out.z * scale, part.out.w * scale));
 }
 
-/* The warps' results to shared memory, for join_warps. */
+/* What the warps leave to the block: largest score and sum of weights of each query, and where the rest lies. */
+struct decode_results {
+    float2 stats[WARPS][ROWS];
+    const float *out[WARPS]; /* [ROWS][D], its eights of a row in an order that spares banks */
+};
+
 template <int D>
-__device__ __forceinline__ void leave_results(const tensor_state<D> &state, float2 (*stats)[ROWS], char *memory) {
+__device__ __forceinline__ void leave_results(const tensor_state<D> &state, struct decode_results &results,
+                                              char *memory, uint32_t slot) {
     using sizes = decode_sizes<D>;
-    float *mine = (float *)(memory + warp_of_thread() * sizes::ring_bytes);
+    float *mine = (float *)(memory + warp_of_thread() * sizes::ring_bytes + slot * sizes::slot_bytes);
     uint32_t g = lane_of_thread() / 4;
     uint32_t c = lane_of_thread() % 4;
 #pragma unroll
     for (uint32_t i = 0; i < 2; i++) {
-        float *row = mine + (g + i * 8) * sizes::pitch + 2 * c;
 #pragma unroll
-        for (int j = 0; j < D / 8; j++) {
-            *(float2 *)(row + j * 8) = make_float2(state.out[j][2 * i], state.out[j][2 * i + 1]);
+        for (uint32_t j = 0; j < D / 8; j++) {
+            float *to = mine + (g + i * 8) * D + (j ^ g) * 8 + 2 * c;
+            *(float2 *)to = make_float2(state.out[j][2 * i], state.out[j][2 * i + 1]);
         }
         if (c == 0) {
-            stats[warp_of_thread()][g + i * 8] = make_float2(state.max[i], state.sum[i]);
+            results.stats[warp_of_thread()][g + i * 8] = make_float2(state.max[i], state.sum[i]);
         }
+    }
+    if (lane_of_thread() == 0) {
+        results.out[warp_of_thread()] = mine;
     }
 }
 
 /* Elements d .. d + 3 of a query, the warps taken in order. */
 template <int D>
-__device__ __forceinline__ struct decode_part join_warps(const float2 (*stats)[ROWS], const char *memory, uint32_t row,
+__device__ __forceinline__ struct decode_part join_warps(const struct decode_results &results, uint32_t row,
                                                          uint32_t d) {
-    using sizes = decode_sizes<D>;
-    struct decode_part part = {stats[0][row].x, 0.0f, make_float4(0.0f, 0.0f, 0.0f, 0.0f)};
-#pragma unroll
-    for (uint32_t w = 1; w < WARPS; w++) {
-        part.max = fmaxf(part.max, stats[w][row].x);
-    }
+    struct decode_part part = empty_part();
 #pragma unroll
     for (uint32_t w = 0; w < WARPS; w++) {
-        const float *from = (const float *)(memory + w * sizes::ring_bytes) + row * sizes::pitch + d;
-        add_part(part, *(const float4 *)from, stats[w][row]);
+        const float *from = results.out[w] + row * D + (d / 8 ^ row % 8) * 8 + d % 8;
+        add_part(part, *(const float4 *)from, results.stats[w][row]);
     }
     return part;
 }
 
 /* ---- many rows */
 
-/* Units of a row; none when it is no decode row. */
-__device__ __forceinline__ uint32_t decode_units(const struct attention_task &task, uint32_t row) {
-    bool one = task.row_start[row + 1] - task.row_start[row] == 1;
-    return one ? (task.row_kv_len[row] + SPLIT_UNIT - 1) / SPLIT_UNIT : 0;
+/* Brings what is known of the rows nearer, before it may be read. */
+__device__ __forceinline__ void prefetch_rows(const struct attention_task &task) {
+    uint32_t row = threadIdx.x * (128 / sizeof(uint32_t));
+    if (row < task.n_rows) {
+        asm volatile("prefetch.global.L2 [%0];" : : "l"(task.row_start + row));
+        asm volatile("prefetch.global.L2 [%0];" : : "l"(task.row_kv_len + row));
+        asm volatile("prefetch.global.L2 [%0];" : : "l"(task.row_slot + row));
+    }
+    if (threadIdx.x == 0) {
+        asm volatile("prefetch.global.L2 [%0];" : : "l"(task.q_to_kv));
+    }
 }
 
-/* ends[row] = units up to the end of the row. Returns their number in all rows. For whole blocks. */
-__device__ __forceinline__ uint32_t sum_units(const struct attention_task &task, uint32_t *ends) {
+/* Looks at all rows; returns the units of the decode rows among them. For whole blocks. */
+__device__ __forceinline__ uint32_t list_rows(const struct attention_task &task, struct decode_row *rows) {
     uint32_t sum = 0;
     for (uint32_t first = 0; first < task.n_rows; first += THREADS) {
         uint32_t row = first + threadIdx.x;
-        uint64_t units = row < task.n_rows ? decode_units(task, row) : 0;
-        uint64_t total;
-        uint32_t before = (uint32_t)block_scan(units, &total);
+        struct decode_row mine = {};
         if (row < task.n_rows) {
-            ends[row] = sum + before + (uint32_t)units;
+            mine.token = task.row_start[row];
+            mine.kv_len = task.row_kv_len[row];
+            mine.slot = task.row_slot[row];
+            mine.units_end = task.row_start[row + 1] - mine.token == 1 ? units_of(mine.kv_len) : 0;
+        }
+        uint64_t total;
+        mine.units_end += sum + (uint32_t)block_scan(mine.units_end, &total);
+        if (row < task.n_rows) {
+            rows[row] = mine;
         }
         sum += (uint32_t)total;
     }
     __syncthreads();
     return sum;
+}
+
+/* Blocks with a share: each has a unit at least. */
+__device__ __forceinline__ uint32_t count_shares(const struct attention_task &task, uint32_t total) {
+    return min(task.n_shares, total);
 }
 
 /* The first of `total` units that block `block` of `n_blocks` takes. */
@@ -223,18 +356,18 @@ __device__ __forceinline__ size_t share_part(const struct attention_task &task, 
 
 /* Stores the results of heads[0 .. n_heads), or keeps them as parts for the merge. */
 template <typename T, int D>
-__device__ __forceinline__ void store_item(const struct attention_task &task, const struct decode_item &item,
-                                           const tensor_state<D> &state, const uint32_t *heads, uint32_t n_heads,
-                                           bool whole, uint32_t which, char *memory) {
-    __shared__ float2 stats[WARPS][ROWS];
-    leave_results<D>(state, stats, memory);
+__device__ __forceinline__ void store_segment(const struct attention_task &task, const struct decode_segment &segment,
+                                              const tensor_state<D> &state, const uint32_t *heads, uint32_t n_heads,
+                                              bool whole, uint32_t which, char *memory, uint32_t slot) {
+    __shared__ struct decode_results results;
+    leave_results<D>(state, results, memory, slot);
     __syncthreads();
     for (uint32_t i = threadIdx.x; i < n_heads * (D / 4); i += THREADS) {
         uint32_t row = i / (D / 4);
         uint32_t d = i % (D / 4) * 4;
-        struct decode_part part = join_warps<D>(stats, memory, row, d);
+        struct decode_part part = join_warps<D>(results, row, d);
         if (whole) {
-            store_part<T>((T *)task.out + out_index(task, item.token, heads[row]) + d, part);
+            store_part<T>((T *)task.out + out_index(task, segment.token, heads[row]) + d, part);
             continue;
         }
         size_t index = share_part(task, blockIdx.x, which, heads[row]);
@@ -247,12 +380,13 @@ __device__ __forceinline__ void store_item(const struct attention_task &task, co
 }
 
 /* The row of a unit: the first whose units end behind it. */
-__device__ __forceinline__ uint32_t find_row(const struct attention_task &task, const uint32_t *ends, uint32_t unit) {
+__device__ __forceinline__ uint32_t find_row(const struct attention_task &task, const struct decode_row *rows,
+                                             uint32_t unit) {
     uint32_t low = 0;
     uint32_t high = task.n_rows - 1;
     while (low < high) {
         uint32_t middle = (low + high) / 2;
-        if (ends[middle] * task.n_kv_heads > unit) {
+        if (rows[middle].units_end * task.n_kv_heads > unit) {
             high = middle;
         } else {
             low = middle + 1;
@@ -261,72 +395,109 @@ __device__ __forceinline__ uint32_t find_row(const struct attention_task &task, 
     return low;
 }
 
-/* Units lie in the order row, KV head, position. */
+/* The feed of units [start, end), which lie in the order row, KV head, position. */
+__device__ __forceinline__ struct decode_feed feed_from(const struct attention_task &task,
+                                                        const struct decode_row *rows, uint32_t start, uint32_t end) {
+    struct decode_feed feed = {};
+    feed.row = find_row(task, rows, start);
+    uint32_t inside = start - (feed.row > 0 ? rows[feed.row - 1].units_end : 0) * task.n_kv_heads;
+    uint32_t row_units = units_of(rows[feed.row].kv_len);
+    feed.kv_head = inside / row_units;
+    feed.unit = inside % row_units;
+    feed.left = end - start;
+    enter_row(task, feed, rows[feed.row]);
+    return feed;
+}
+
+/* Segments follow each other without a gap in the feed: while one ends, the next one's keys and values come. */
 template <typename T, int D>
-__device__ __forceinline__ void decode_share(const struct attention_task &task, char *memory, uint32_t *ends,
-                                             uint32_t *heads) {
-    uint32_t units = sum_units(task, ends);
-    if (blockIdx.x == 0) {
-        for (uint32_t row = threadIdx.x; row < task.n_rows; row += THREADS) {
-            task.row_ends[row] = ends[row];
+__device__ __forceinline__ void decode_units(const struct attention_task &task, const struct decode_row *rows,
+                                             uint32_t start, uint32_t end, char *memory, uint32_t *heads) {
+    using sizes = decode_sizes<D>;
+    uint32_t ring = (uint32_t)__cvta_generic_to_shared(memory) + warp_of_thread() * sizes::ring_bytes;
+    struct decode_feed feed = feed_from(task, rows, start, end);
+    uint32_t row = feed.row;
+    struct decode_segment segment = {0, feed.kv_head, feed.unit, 0, 0};
+    uint32_t slot = 0;
+    fill_ring<D>(task, feed, rows, ring);
+    for (uint32_t unit = start;; segment.unit = 0) {
+        uint32_t row_units = units_of(rows[row].kv_len);
+        segment.token = rows[row].token;
+        segment.kv_len = rows[row].kv_len;
+        segment.end = min(row_units, segment.unit + end - unit);
+        uint32_t n_heads = list_heads(task, segment.kv_head, heads);
+        bool whole = segment.end - segment.unit == row_units;
+        uint32_t which = unit == start ? 0 : 1;
+        tensor_state<D> state;
+        begin_segment<D>(task, segment, heads, min(ROWS, n_heads), state);
+        slot = attend_segment<T, D>(task, feed, rows, segment, state, ring, slot);
+        store_segment<T, D>(task, segment, state, heads, min(ROWS, n_heads), whole, which, memory, slot);
+        for (uint32_t i = ROWS; i < n_heads; i += ROWS) {
+            uint32_t n = min(ROWS, n_heads - i);
+            begin_segment<D>(task, segment, heads + i, n, state);
+            attend_again<T, D>(task, segment, task.block_table + (size_t)rows[row].slot * task.max_blocks, state, ring,
+                               slot);
+            store_segment<T, D>(task, segment, state, heads + i, n, whole, which, memory, slot);
+        }
+        unit += segment.end - segment.unit;
+        if (unit == end) {
+            return;
+        }
+        feed_ring<D>(task, feed, rows, ring);
+        slot = slot + 1 == sizes::slots ? 0 : slot + 1;
+        segment.kv_head++;
+        if (segment.kv_head == task.n_kv_heads) {
+            segment.kv_head = 0;
+            uint32_t units_end = rows[row].units_end;
+            do {
+                row++;
+            } while (rows[row].units_end == units_end);
         }
     }
-    uint32_t total = units * task.n_kv_heads;
-    uint32_t start = share_start(total, blockIdx.x, gridDim.x);
-    uint32_t end = share_start(total, blockIdx.x + 1, gridDim.x);
-    uint32_t ring = (uint32_t)__cvta_generic_to_shared(memory) + warp_of_thread() * decode_sizes<D>::ring_bytes;
-    for (uint32_t unit = start; unit < end;) {
-        struct decode_item item;
-        item.row = find_row(task, ends, unit);
-        uint32_t before = item.row > 0 ? ends[item.row - 1] : 0;
-        uint32_t row_units = ends[item.row] - before;
-        uint32_t inside = unit - before * task.n_kv_heads; /* of the row */
-        uint32_t first = inside % row_units;               /* of the item's units */
-        uint32_t stop = min(row_units, first + end - unit);
-        item.kv_head = inside / row_units;
-        item.token = task.row_start[item.row];
-        item.kv_first = first * SPLIT_UNIT;
-        item.kv_end = min(task.row_kv_len[item.row], stop * SPLIT_UNIT);
-        item.blocks = task.block_table + (size_t)task.row_slot[item.row] * task.max_blocks;
-        uint32_t n_heads = list_heads(task, item.kv_head, heads);
-        bool whole = stop - first == row_units;
-        for (uint32_t i = 0; i < n_heads; i += ROWS) {
-            uint32_t n = min(ROWS, n_heads - i);
-            tensor_state<D> state;
-            attend_item<T, D>(task, item, heads + i, n, state, ring);
-            store_item<T, D>(task, item, state, heads + i, n, whole, unit == start ? 0 : 1, memory);
+}
+
+template <typename T, int D>
+__device__ __forceinline__ void decode_share(const struct attention_task &task, char *memory) {
+    struct decode_row *rows = (struct decode_row *)(memory + decode_sizes<D>::shared_bytes);
+    uint32_t *heads = (uint32_t *)(rows + task.n_rows);
+    uint32_t total = list_rows(task, rows) * task.n_kv_heads;
+    if (blockIdx.x == 0) {
+        for (uint32_t row = threadIdx.x; row < task.n_rows; row += THREADS) {
+            task.row_ends[row] = rows[row].units_end;
         }
-        unit += stop - first;
+    }
+    uint32_t n_shares = count_shares(task, total);
+    if (blockIdx.x < n_shares) {
+        decode_units<T, D>(task, rows, share_start(total, blockIdx.x, n_shares),
+                           share_start(total, blockIdx.x + 1, n_shares), memory, heads);
     }
 }
 
 /* A warp's query head of a row: merges the item's parts in the order of its positions. */
 template <typename T, int D>
 __device__ __forceinline__ void merge_head(const struct attention_task &task, uint32_t row, uint32_t head) {
-    constexpr uint32_t lanes = D / 4;
     uint32_t before = row > 0 ? task.row_ends[row - 1] : 0;
     uint32_t row_units = task.row_ends[row] - before;
     uint32_t total = task.row_ends[task.n_rows - 1] * task.n_kv_heads;
-    if (row_units == 0 || lane_of_thread() >= lanes) {
+    uint32_t unit = before * task.n_kv_heads + task.q_to_kv[head] * row_units;
+    uint32_t token = task.row_start[row];
+    if (row_units == 0 || lane_of_thread() >= D / 4) {
         return;
     }
-    uint32_t unit = before * task.n_kv_heads + task.q_to_kv[head] * row_units;
-    uint32_t first = share_of(total, unit, task.n_shares);
-    uint32_t last = share_of(total, unit + row_units - 1, task.n_shares);
+    uint32_t n_shares = count_shares(task, total);
+    uint32_t first = share_of(total, unit, n_shares);
+    uint32_t last = share_of(total, unit + row_units - 1, n_shares);
     if (first == last) {
         return;
     }
-    uint32_t which = share_start(total, first, task.n_shares) != unit; /* of the first block */
-    struct decode_part part = {-CUDART_INF_F, 0.0f, make_float4(0.0f, 0.0f, 0.0f, 0.0f)};
-    for (uint32_t block = first; block <= last; block++) {
-        part.max = fmaxf(part.max, task.part_stats[share_part(task, block, block == first ? which : 0, head)].x);
-    }
+    uint32_t which = share_start(total, first, n_shares) != unit; /* of the first block */
+    struct decode_part part = empty_part();
 #pragma unroll 4
     for (uint32_t block = first; block <= last; block++) {
         size_t index = share_part(task, block, block == first ? which : 0, head);
         add_part(part, *(const float4 *)(task.parts + index * D + lane_of_thread() * 4), task.part_stats[index]);
     }
-    store_part<T>((T *)task.out + out_index(task, task.row_start[row], head) + lane_of_thread() * 4, part);
+    store_part<T>((T *)task.out + out_index(task, token, head) + lane_of_thread() * 4, part);
 }
 
 #endif
@@ -337,12 +508,12 @@ __global__ void __launch_bounds__(THREADS, BLOCKS_PER_PROCESSOR)
     attention_share_kernel(const struct attention_task task) {
 #if CUDA_HAS_MMA
     extern __shared__ __align__(128) char memory[];
-    uint32_t *ends = (uint32_t *)(memory + decode_sizes<D>::shared_bytes);
     let_dependents_launch();
+    prefetch_rows(task);
     if (!task.beside_prefill) {
         wait_for_predecessors();
     }
-    decode_share<T, D>(task, memory, ends, ends + task.n_rows);
+    decode_share<T, D>(task, memory);
     if (task.beside_prefill) {
         wait_for_predecessors();
     }
@@ -376,106 +547,111 @@ __global__ void __launch_bounds__(MERGE_WARPS *WARP) attention_share_merge_kerne
 
 #if CUDA_HAS_CLUSTERS
 
-/* What a block leaves to its cluster. */
+/* What the blocks of a cluster leave to this one: parts of the elements that it merges. */
 template <int D> struct cluster_results {
-    float out[ROWS][D];
-    float2 stats[ROWS];
+    static constexpr uint32_t parts = ROWS * D / 4 + CLUSTER; /* shares of elements are rounded up */
+    float4 out[parts];                                        /* [block][share] */
+    float2 stats[parts];
 };
 
-/* All blocks of the cluster that have not ended: what they wrote before is seen after. */
-__device__ __forceinline__ void cluster_sync(void) {
-    asm volatile("barrier.cluster.arrive.release.aligned;\n"
-                 "barrier.cluster.wait.acquire.aligned;\n"
-                 :
-                 :
-                 : "memory");
+/* Blocks that have ended do not count. */
+__device__ __forceinline__ void cluster_arrive(void) {
+    asm volatile("barrier.cluster.arrive.release.aligned;" : : : "memory");
+}
+
+/* What the others wrote before they arrived is seen. */
+__device__ __forceinline__ void cluster_wait(void) {
+    asm volatile("barrier.cluster.wait.acquire.aligned;" : : : "memory");
 }
 
 /* The address of `shared` in block `rank` of the cluster. */
-__device__ __forceinline__ uint32_t peer_address(uint32_t shared, uint32_t rank) {
+__device__ __forceinline__ uint32_t peer_address(const void *shared, uint32_t rank) {
     uint32_t address;
-    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared), "r"(rank));
+    asm("mapa.shared::cluster.u32 %0, %1, %2;"
+        : "=r"(address)
+        : "r"((uint32_t)__cvta_generic_to_shared(shared)), "r"(rank));
     return address;
 }
 
-__device__ __forceinline__ float4 load_peer4(uint32_t address) {
-    float4 value;
-    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
-                 : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
-                 : "r"(address)
-                 : "memory");
-    return value;
+/* Sends this block's parts to the blocks that merge them, `share` elements of four to each. */
+template <int D>
+__device__ __forceinline__ void send_parts(const struct decode_results &own, const cluster_results<D> &results,
+                                           uint32_t n_heads, uint32_t share) {
+    for (uint32_t i = threadIdx.x; i < n_heads * (D / 4); i += THREADS) {
+        struct decode_part part = join_warps<D>(own, i / (D / 4), i % (D / 4) * 4);
+        uint32_t at = blockIdx.x * share + i % share;
+        asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};"
+                     :
+                     : "r"(peer_address(&results.out[at], i / share)), "f"(part.out.x), "f"(part.out.y),
+                       "f"(part.out.z), "f"(part.out.w)
+                     : "memory");
+        asm volatile("st.shared::cluster.v2.f32 [%0], {%1, %2};"
+                     :
+                     : "r"(peer_address(&results.stats[at], i / share)), "f"(part.max), "f"(part.sum)
+                     : "memory");
+    }
 }
 
-__device__ __forceinline__ float2 load_peer2(uint32_t address) {
-    float2 value;
-    asm volatile("ld.shared::cluster.v2.f32 {%0, %1}, [%2];" : "=f"(value.x), "=f"(value.y) : "r"(address) : "memory");
-    return value;
-}
-
-/* Blocks 0 .. n_peers - 1 of the cluster hold parts; each block merges some elements of all of them, in order. */
 template <typename T, int D>
-__device__ __forceinline__ void merge_cluster(const struct attention_task &task, const struct decode_item &item,
-                                              const uint32_t *heads, uint32_t n_heads, uint32_t n_peers,
-                                              const cluster_results<D> &results) {
-    uint32_t share = (n_heads * (D / 4) + n_peers - 1) / n_peers;
+__device__ __forceinline__ void merge_parts(const struct attention_task &task, uint32_t token, const uint32_t *heads,
+                                            uint32_t n_heads, uint32_t n_peers, uint32_t share,
+                                            const cluster_results<D> &results) {
     uint32_t end = min(n_heads * (D / 4), (blockIdx.x + 1) * share);
     for (uint32_t i = blockIdx.x * share + threadIdx.x; i < end; i += THREADS) {
-        uint32_t row = i / (D / 4);
-        uint32_t d = i % (D / 4) * 4;
-        uint32_t stats_at = (uint32_t)__cvta_generic_to_shared(&results.stats[row]);
-        uint32_t out_at = (uint32_t)__cvta_generic_to_shared(&results.out[row][d]);
-        float2 stats[CLUSTER];
-        float4 out[CLUSTER];
-        struct decode_part part = {-CUDART_INF_F, 0.0f, make_float4(0.0f, 0.0f, 0.0f, 0.0f)};
-#pragma unroll
-        for (uint32_t peer = 0; peer < CLUSTER; peer++) {
-            uint32_t from = min(peer, n_peers - 1);
-            stats[peer] = load_peer2(peer_address(stats_at, from));
-            out[peer] = load_peer4(peer_address(out_at, from));
-            part.max = fmaxf(part.max, stats[peer].x);
+        struct decode_part part = empty_part();
+#pragma unroll 4
+        for (uint32_t peer = 0; peer < n_peers; peer++) {
+            uint32_t at = peer * share + i % share;
+            add_part(part, results.out[at], results.stats[at]);
         }
-#pragma unroll
-        for (uint32_t peer = 0; peer < CLUSTER; peer++) {
-            if (peer < n_peers) {
-                add_part(part, out[peer], stats[peer]);
-            }
-        }
-        store_part<T>((T *)task.out + out_index(task, item.token, heads[row]) + d, part);
+        store_part<T>((T *)task.out + out_index(task, token, heads[i / (D / 4)]) + i % (D / 4) * 4, part);
     }
 }
 
 template <typename T, int D>
 __device__ __forceinline__ void decode_cluster(const struct attention_task &task, char *memory, uint32_t *heads) {
+    using sizes = decode_sizes<D>;
     __shared__ cluster_results<D> results;
-    __shared__ float2 stats[WARPS][ROWS];
+    __shared__ struct decode_results own;
     struct attention_work work;
     if (!find_split(task, blockIdx.z, blockIdx.x, &work)) {
         return;
     }
-    const struct decode_item item = {work.first_token, work.row, blockIdx.y, work.kv_first, work.kv_end, work.blocks};
-    uint32_t positions = split_positions(task, work.first_pos + 1);
-    uint32_t n_peers = (work.first_pos + positions) / positions;
+    cluster_arrive();
+    uint32_t ring = (uint32_t)__cvta_generic_to_shared(memory) + warp_of_thread() * sizes::ring_bytes;
+    uint32_t kv_len = work.first_pos + 1;
+    uint32_t positions = split_positions(task, kv_len);
+    uint32_t n_peers = (kv_len + positions - 1) / positions;
+    const struct decode_segment segment = {work.first_token, blockIdx.y, work.kv_first / SPLIT_UNIT,
+                                           units_of(work.kv_end), kv_len};
+    struct decode_feed feed = {};
+    feed.kv_head = blockIdx.y;
+    feed.unit = segment.unit;
+    feed.n_units = segment.end;
+    feed.kv_len = kv_len;
+    feed.left = segment.end - segment.unit;
+    feed.blocks = work.blocks;
+    look_up_blocks(task, feed);
+    fill_ring<D>(task, feed, NULL, ring);
     uint32_t n_heads = list_heads(task, blockIdx.y, heads);
-    uint32_t ring = (uint32_t)__cvta_generic_to_shared(memory) + warp_of_thread() * decode_sizes<D>::ring_bytes;
+    tensor_state<D> state;
+    begin_segment<D>(task, segment, heads, min(ROWS, n_heads), state);
+    uint32_t slot = attend_segment<T, D>(task, feed, NULL, segment, state, ring, 0);
     for (uint32_t first = 0; first < n_heads; first += ROWS) {
         uint32_t n = min(ROWS, n_heads - first);
-        tensor_state<D> state;
-        attend_item<T, D>(task, item, heads + first, n, state, ring);
-        leave_results<D>(state, stats, memory);
-        __syncthreads();
-        for (uint32_t i = threadIdx.x; i < n * (D / 4); i += THREADS) {
-            uint32_t row = i / (D / 4);
-            uint32_t d = i % (D / 4) * 4;
-            struct decode_part part = join_warps<D>(stats, memory, row, d);
-            *(float4 *)&results.out[row][d] = part.out;
-            if (d == 0) {
-                results.stats[row] = make_float2(part.max, part.sum);
-            }
+        uint32_t share = (n * (D / 4) + n_peers - 1) / n_peers;
+        if (first > 0) {
+            cluster_arrive(); /* this block has merged what it got */
+            begin_segment<D>(task, segment, heads + first, n, state);
+            attend_again<T, D>(task, segment, work.blocks, state, ring, slot);
         }
-        cluster_sync();
-        merge_cluster<T, D>(task, item, heads + first, n, n_peers, results);
-        cluster_sync(); /* what others still read stays */
+        leave_results<D>(state, own, memory, slot);
+        __syncthreads();
+        cluster_wait(); /* all blocks have begun, and can be written to */
+        send_parts<D>(own, results, n, share);
+        cluster_arrive();
+        cluster_wait();
+        merge_parts<T, D>(task, work.first_token, heads + first, n, n_peers, share, results);
     }
 }
 
@@ -488,6 +664,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS_PER_PROCESSOR)
 #if CUDA_HAS_CLUSTERS
     extern __shared__ __align__(128) char memory[];
     let_dependents_launch();
+    prefetch_rows(task);
     if (!task.beside_prefill) {
         wait_for_predecessors();
     }
@@ -536,7 +713,8 @@ static enum status launch_clusters(struct kernel_stream *stream, struct attentio
 
 template <typename T, int D>
 static enum status launch_shares(struct kernel_stream *stream, struct attention_task task) {
-    size_t shared = decode_sizes<D>::shared_bytes + ((size_t)task.n_rows + task.n_q_heads) * sizeof(uint32_t);
+    size_t shared =
+        decode_sizes<D>::shared_bytes + task.n_rows * sizeof(struct decode_row) + task.n_q_heads * sizeof(uint32_t);
     CUDA_TRY(
         cudaFuncSetAttribute(attention_share_kernel<T, D>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
     uint32_t room = (uint32_t)stream->device->n_processors * BLOCKS_PER_PROCESSOR;
