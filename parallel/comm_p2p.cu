@@ -267,6 +267,7 @@ static __global__ void __launch_bounds__(P2P_NORM_MAX_HIDDEN / 8)
     let_dependents_launch();
     wait_for_predecessors();
     uint32_t first = blockIdx.x / split;
+    uint32_t stride = gridDim.x / split;
     size_t u = (size_t)first * row_units + column;
     if (takes_part) {
         take_unit((const T *)args.delta, u, own); /* on its way while the epoch is */
@@ -275,16 +276,22 @@ static __global__ void __launch_bounds__(P2P_NORM_MAX_HIDDEN / 8)
         }
     }
     uint32_t epoch = begin_epoch(group);
+    for (uint32_t row = first; row < args.n_tokens && takes_part; row += stride) {
+        u = (size_t)row * row_units + column;
+        if (row > first) {
+            take_unit((const T *)args.delta, u, own);
+        }
+        push_unit<T>(group, epoch, u, n_units, own);
+    }
     uint32_t turn = 0;
-    for (uint32_t row = first; row < args.n_tokens; row += gridDim.x / split) {
+    for (uint32_t row = first; row < args.n_tokens; row += stride) {
         float squares = 0.0f;
         u = (size_t)row * row_units + column;
         if (takes_part) {
             float sum[8] = {0.0f};
-            if (row > first) {
+            if (args.n_tokens > stride) {
                 take_unit((const T *)args.delta, u, own);
             }
-            push_unit<T>(group, epoch, u, n_units, own);
             if (!at_hand || row > first) {
                 load_eight<float>(args.residual, u * 8, x);
             }
