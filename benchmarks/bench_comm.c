@@ -1,8 +1,9 @@
 /* What the sums over cards take, by size: NCCL's and our own, alone and with the addition and the norm behind them.
  *
- *     bench_comm [--cards N] [--hidden H] [--dtype bfloat16|float32]     default: 2 cards, 5120, bfloat16
+ *     bench_comm [--cards N] [--hidden H] [--rows MOST] [--dtype bfloat16|float16|float32]
  *
- * A rank is a process with a card of its own. Each figure is the time of one call in a graph of 50, the best of several
+ * Batches are 1, 2, 4 .. MOST rows of H elements; without options it is 2 cards, 4096 rows of 5120 in bfloat16. A rank
+ * is a process with a card of its own. Each figure is the time of one call in a graph of 50, the best of several
  * launches. Bus bandwidth is 2 (N - 1) / N x bytes / time, as NCCL's own tests count it; of our own, which push
  * (N - 1) x bytes, it is for comparison. Sizes that go by NCCL in both columns are those that the start-up's proof gave
  * to it. A table goes to standard error, one JSON object per line to standard output. */
@@ -20,19 +21,18 @@
 
 #define GRAPH_LENGTH 50
 #define GRAPH_RUNS 7
-#define MAX_ROWS 4096u
 
 struct bench {
     const struct kernel_ops *kernels;
     struct kernel_device *device;
     struct kernel_stream *stream;
     uint32_t rank, world;
-    uint32_t hidden;
+    uint32_t hidden, max_rows;
     enum dtype dtype;
     const struct comm_ops *ops[2]; /* nccl, p2p */
     struct comm *comm[2];
     int memory_fd[2];
-    char *data, *out; /* [MAX_ROWS][hidden] of the format */
+    char *data, *out; /* [max_rows][hidden] of the format */
     float *residual;
     float *weight;
 };
@@ -121,7 +121,7 @@ static void measure_all(struct bench *bench) {
                 "", "", "all-reduce, us", "+ add + norm, us", "bus GB/s", "gather 8 B/row", "rows", "KiB", "nccl",
                 "own", "nccl", "own", "nccl", "own", "nccl", "own");
     }
-    for (uint32_t rows = 1; rows <= MAX_ROWS; rows *= 2) {
+    for (uint32_t rows = 1; rows <= bench->max_rows; rows *= 2) {
         double us[3][2];
         for (int work = 0; work < 3; work++) {
             for (int which = 0; which < 2; which++) {
@@ -137,7 +137,7 @@ static void measure_all(struct bench *bench) {
 /* ---- ranks */
 
 static void allocate(struct bench *bench) {
-    size_t count = (size_t)MAX_ROWS * bench->hidden;
+    size_t count = (size_t)bench->max_rows * bench->hidden;
     struct {
         void **memory;
         size_t bytes;
@@ -159,7 +159,7 @@ static void open_comms(struct bench *bench) {
                                      .world = bench->world,
                                      .kernels = bench->kernels,
                                      .device = bench->device,
-                                     .max_bytes = (size_t)MAX_ROWS * bench->hidden * 4,
+                                     .max_bytes = (size_t)bench->max_rows * bench->hidden * 4,
                                      .row_elements = bench->hidden,
                                      .row_dtype = bench->dtype,
                                      .memory_fd = bench->memory_fd[which],
@@ -199,7 +199,7 @@ static int run_group(struct bench *bench) {
     pid_t children[COMM_MAX_WORLD];
     int failed = 0;
     for (int which = 0; which < 2; which++) {
-        size_t bytes = comm_memory_bytes(names[which], bench->world, (size_t)MAX_ROWS * bench->hidden * 4);
+        size_t bytes = comm_memory_bytes(names[which], bench->world, (size_t)bench->max_rows * bench->hidden * 4);
         require(memfd_make("comm", bytes, &bench->memory_fd[which]));
     }
     for (bench->rank = 0; bench->rank < bench->world; bench->rank++) {
@@ -218,22 +218,25 @@ static int run_group(struct bench *bench) {
 }
 
 static int usage(void) {
-    fprintf(stderr, "usage: bench_comm [--cards N] [--hidden H] [--dtype bfloat16|float16|float32]\n");
+    fprintf(stderr, "usage: bench_comm [--cards N] [--hidden H] [--rows MOST] [--dtype bfloat16|float16|float32]\n");
     return 2;
 }
 
 int main(int argc, char **argv) {
-    struct bench bench = {.world = 2, .hidden = 5120, .dtype = DTYPE_BF16};
+    struct bench bench = {.world = 2, .hidden = 5120, .max_rows = 4096, .dtype = DTYPE_BF16};
     for (int i = 1; i + 1 < argc; i += 2) {
         if (strcmp(argv[i], "--cards") == 0) {
             bench.world = (uint32_t)strtoul(argv[i + 1], NULL, 10);
         } else if (strcmp(argv[i], "--hidden") == 0) {
             bench.hidden = (uint32_t)strtoul(argv[i + 1], NULL, 10);
+        } else if (strcmp(argv[i], "--rows") == 0) {
+            bench.max_rows = (uint32_t)strtoul(argv[i + 1], NULL, 10);
         } else if (strcmp(argv[i], "--dtype") != 0 || dtype_parse(argv[i + 1], &bench.dtype) != 0) {
             return usage();
         }
     }
-    if (argc % 2 == 0 || bench.world < 2 || bench.world > 8 || bench.hidden < 1 || bench.hidden > 65536) {
+    if (argc % 2 == 0 || bench.world < 2 || bench.world > 8 || bench.hidden < 1 || bench.hidden > 65536 ||
+        bench.max_rows < 1 || bench.max_rows > 65536) {
         return usage();
     }
     return run_group(&bench);

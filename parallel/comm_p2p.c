@@ -248,22 +248,25 @@ static enum status allocate_state(struct comm *comm) {
     return STATUS_OK;
 }
 
+/* Slots, and the epochs behind them. */
 static enum status allocate_slots(struct comm *comm) {
     struct p2p_group *group = &comm->group;
     char *slots = NULL;
     size_t bytes = comm_p2p_slots_bytes(group->world);
-    unsigned long long epoch = (unsigned long long)P2P_FIRST_EPOCH << 32;
+    uint32_t epochs[P2P_MAX_BLOCKS];
     int processors = 0;
-    TRY(cuda_result(cudaSetDevice(comm->ordinal), "cudaSetDevice"));
     TRY(cuda_result(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, comm->ordinal),
                     "cudaDeviceGetAttribute"));
-    group->max_blocks = (uint32_t)processors;
-    TRY(cuda_result(cudaMalloc((void **)&slots, bytes + sizeof epoch), "cudaMalloc"));
+    group->max_blocks = (uint32_t)processors < P2P_MAX_BLOCKS ? (uint32_t)processors : P2P_MAX_BLOCKS;
+    for (uint32_t i = 0; i < P2P_MAX_BLOCKS; i++) {
+        epochs[i] = P2P_FIRST_EPOCH;
+    }
+    TRY(cuda_result(cudaMalloc((void **)&slots, bytes + sizeof epochs), "cudaMalloc"));
     group->slots[group->rank] = slots;
     group->slot_bytes = 2 * comm_p2p_most_bytes(group->world);
-    group->epoch = (unsigned long long *)(void *)(slots + bytes);
+    group->epochs = (uint32_t *)(void *)(slots + bytes);
     TRY(cuda_result(cudaMemset(slots, 0, bytes), "cudaMemset"));
-    TRY(cuda_result(cudaMemcpy(group->epoch, &epoch, sizeof epoch, cudaMemcpyHostToDevice), "cudaMemcpy"));
+    TRY(cuda_result(cudaMemcpy(group->epochs, epochs, sizeof epochs, cudaMemcpyHostToDevice), "cudaMemcpy"));
     return cuda_result(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
 }
 

@@ -8,6 +8,7 @@
 #define SPINS_PER_LOOK (1u << 14) /* polls between two looks at the host's word, which lies behind the bus */
 #define REDUCE_THREADS 512u
 #define GATHER_THREADS 256u
+#define NORM_MAX_SPLIT 4u
 
 /* ---- packets */
 
@@ -70,23 +71,21 @@ static __device__ __forceinline__ void clear_other_turn(const p2p_group &group, 
     __syncthreads();
 }
 
-/* The epoch of this launch, in all threads of all blocks. The last block that reads it moves it on. */
+/* The epoch of this launch. Every block has a word of its own, so that none waits for another. */
 static __device__ __forceinline__ uint32_t begin_epoch(const p2p_group &group) {
-    __shared__ uint32_t shared;
-    if (threadIdx.x == 0) {
-        unsigned long long seen = atomicAdd(group.epoch, 1ull);
-        uint32_t epoch = (uint32_t)(seen >> 32);
-        if ((uint32_t)seen == gridDim.x - 1) {
-            *group.epoch = (unsigned long long)next_epoch(epoch) << 32;
-        }
-        shared = epoch;
-    }
-    __syncthreads();
-    uint32_t epoch = shared;
+    uint32_t epoch = *(volatile uint32_t *)&group.epochs[blockIdx.x];
     if (epoch == 2 || epoch == 3) {
         clear_other_turn(group, epoch);
     }
     return epoch;
+}
+
+/* Moves on the words of this block and of those that this launch does not have; after a __syncthreads(), when all
+ * threads have begun the epoch. */
+static __device__ __forceinline__ void end_epoch(const p2p_group &group, uint32_t epoch) {
+    for (uint32_t i = blockIdx.x + threadIdx.x * gridDim.x; i < group.max_blocks; i += blockDim.x * gridDim.x) {
+        group.epochs[i] = next_epoch(epoch);
+    }
 }
 
 /* ---- eight elements at a time */
@@ -201,6 +200,8 @@ static __global__ void __launch_bounds__(REDUCE_THREADS)
         }
         push_unit<T>(group, epoch, u, n_units, own);
     }
+    __syncthreads();
+    end_epoch(group, epoch);
     for (size_t u = first; u < n_units; u += stride) {
         float sum[8] = {0.0f};
         if (n_units > stride) {
@@ -211,42 +212,90 @@ static __global__ void __launch_bounds__(REDUCE_THREADS)
     }
 }
 
-/* One block takes one row, a thread eight of its columns. */
+/* ---- the sum of squares of a row that several blocks share */
+
+static __device__ __forceinline__ uint32_t rank_in_cluster(void) {
+#if __CUDA_ARCH__ >= 900
+    uint32_t rank;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+#else
+    return 0;
+#endif
+}
+
+/* The sum over all threads of the `n_blocks` blocks of a cluster, in each of them. Turn is 0 and 1 alternately: a block
+ * may be one call ahead of another. */
+static __device__ __forceinline__ float cluster_sum(float value, uint32_t n_blocks, uint32_t turn) {
+    value = block_sum(value);
+#if __CUDA_ARCH__ >= 900
+    __shared__ float sums[2][NORM_MAX_SPLIT];
+    if (n_blocks > 1) {
+        if (threadIdx.x < n_blocks) {
+            uint32_t own = (uint32_t)__cvta_generic_to_shared(&sums[turn][rank_in_cluster()]);
+            uint32_t to;
+            asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(to) : "r"(own), "r"(threadIdx.x));
+            asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(to), "f"(value) : "memory");
+        }
+        asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+        value = 0.0f;
+        for (uint32_t i = 0; i < n_blocks; i++) {
+            value += sums[turn][i];
+        }
+    }
+#endif
+    return value;
+}
+
+/* `split` blocks, a cluster if more than one, take one row, a thread eight of its columns. */
 template <typename T, int WORLD>
 static __global__ void __launch_bounds__(P2P_NORM_MAX_HIDDEN / 8)
-    reduce_norm_kernel(const __grid_constant__ p2p_group group, const __grid_constant__ struct op_rmsnorm args) {
+    reduce_norm_kernel(const __grid_constant__ p2p_group group, const __grid_constant__ struct op_rmsnorm args,
+                       uint32_t split) {
     constexpr bool at_hand = WORLD * sizeof(T) <= 4; /* there are registers to have the operands of the norm early */
-    size_t row_units = args.hidden / 8;
-    size_t n_units = args.n_tokens * row_units;
-    size_t u = blockIdx.x * row_units + threadIdx.x;
-    bool takes_part = threadIdx.x < row_units;
+    uint32_t row_units = args.hidden / 8;
+    uint32_t part_units = row_units / split;
+    uint32_t column = rank_in_cluster() * part_units + threadIdx.x; /* in units */
+    size_t n_units = (size_t)args.n_tokens * row_units;
+    bool takes_part = threadIdx.x < part_units;
     packet own[unit<T>::n_packets];
     float x[8] = {0.0f};
     float weight[8];
     if (at_hand && takes_part) {
-        load_elements<8>(args.weight, args.weight_dtype, threadIdx.x * 8, weight); /* no kernel writes it */
+        load_elements<8>(args.weight, args.weight_dtype, column * 8, weight); /* no kernel writes it */
     }
     let_dependents_launch();
     wait_for_predecessors();
+    uint32_t first = blockIdx.x / split;
+    uint32_t stride = gridDim.x / split;
+    size_t u = (size_t)first * row_units + column;
     if (takes_part) {
         take_unit((const T *)args.delta, u, own); /* on its way while the epoch is */
+        if (at_hand) {
+            load_eight<float>(args.residual, u * 8, x);
+        }
     }
     uint32_t epoch = begin_epoch(group);
-    for (uint32_t row = blockIdx.x; row < args.n_tokens; row += gridDim.x, u += gridDim.x * row_units) {
+    for (uint32_t row = first; row < args.n_tokens && takes_part; row += stride) {
+        u = (size_t)row * row_units + column;
+        if (row > first) {
+            take_unit((const T *)args.delta, u, own);
+        }
+        push_unit<T>(group, epoch, u, n_units, own);
+    }
+    uint32_t turn = 0;
+    for (uint32_t row = first; row < args.n_tokens; row += stride) {
         float squares = 0.0f;
+        u = (size_t)row * row_units + column;
         if (takes_part) {
             float sum[8] = {0.0f};
-            if (row > blockIdx.x) {
+            if (args.n_tokens > stride) {
                 take_unit((const T *)args.delta, u, own);
             }
-            push_unit<T>(group, epoch, u, n_units, own);
-            if (at_hand) {
+            if (!at_hand || row > first) {
                 load_eight<float>(args.residual, u * 8, x);
             }
             sum_unit<T, WORLD>(group, epoch, u, n_units, own, sum);
-            if (!at_hand) {
-                load_eight<float>(args.residual, u * 8, x);
-            }
 #pragma unroll
             for (int i = 0; i < 8; i++) {
                 x[i] += widen(narrow<T>(sum[i])); /* as if the sum had been stored */
@@ -254,11 +303,12 @@ static __global__ void __launch_bounds__(P2P_NORM_MAX_HIDDEN / 8)
             }
             store_eight<float>(args.residual, u * 8, x);
         }
-        squares = block_sum(squares);
+        squares = cluster_sum(squares, split, turn);
+        turn ^= 1;
         float factor = 1.0f / sqrtf(squares / (float)args.hidden + args.eps);
         if (takes_part) {
             if (!at_hand) {
-                load_elements<8>(args.weight, args.weight_dtype, threadIdx.x * 8, weight);
+                load_elements<8>(args.weight, args.weight_dtype, column * 8, weight);
             }
 #pragma unroll
             for (int i = 0; i < 8; i++) {
@@ -267,6 +317,7 @@ static __global__ void __launch_bounds__(P2P_NORM_MAX_HIDDEN / 8)
             store_elements<8>(args.out, args.out_dtype, u * 8, x);
         }
     }
+    end_epoch(group, epoch);
 }
 
 static __global__ void __launch_bounds__(GATHER_THREADS)
@@ -285,6 +336,8 @@ static __global__ void __launch_bounds__(GATHER_THREADS)
             }
         }
     }
+    __syncthreads();
+    end_epoch(group, epoch);
     for (size_t i = first; i < n_words; i += stride) {
         for (uint32_t r = 0; r < group.world; r++) {
             uint32_t spins = 0;
@@ -309,17 +362,52 @@ static dim3 blocks_for(const struct p2p_group *group, size_t n, uint32_t threads
     return dim3((unsigned)(blocks < group->max_blocks ? blocks : group->max_blocks));
 }
 
+/* launch_dependent in clusters of `size` blocks. */
+template <typename... Parameters, typename... Args>
+static cudaError_t launch_clusters(const struct kernel_stream *stream, void (*kernel)(Parameters...), dim3 blocks,
+                                   dim3 threads, uint32_t size, Args... args) {
+    if (size == 1) {
+        return launch_dependent(stream, kernel, blocks, threads, 0, args...);
+    }
+    cudaLaunchAttribute attributes[2] = {};
+    attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[0].val.programmaticStreamSerializationAllowed = 1;
+    attributes[1].id = cudaLaunchAttributeClusterDimension;
+    attributes[1].val.clusterDim.x = size;
+    attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = blocks;
+    config.blockDim = threads;
+    config.stream = cuda_stream_handle(stream);
+    config.attrs = attributes;
+    config.numAttrs = 2;
+    return cudaLaunchKernelEx(&config, kernel, Parameters(args)...);
+}
+
 template <typename T, int WORLD>
 static cudaError_t reduce(const struct p2p_group *group, struct kernel_stream *stream, void *data, size_t count) {
     return launch_dependent(stream, reduce_kernel<T, WORLD>, blocks_for(group, count / 8, REDUCE_THREADS),
                             dim3(REDUCE_THREADS), 0, *group, (T *)data, count / 8);
 }
 
+/* Blocks that share a row: on cards with clusters, as many as leave each row its own. */
+static uint32_t norm_split(const struct p2p_group *group, const struct kernel_stream *stream,
+                           const struct op_rmsnorm *args) {
+    const char *forced = getenv("P2P_SPLIT");
+    uint32_t split = cuda_code_arch(stream) >= 90 ? (forced ? (uint32_t)atoi(forced) : NORM_MAX_SPLIT) : 1;
+    while (split > 1 && (args->n_tokens * split > group->max_blocks || args->hidden / 8 % split != 0)) {
+        split /= 2;
+    }
+    return split;
+}
+
 template <typename T, int WORLD>
 static cudaError_t reduce_norm(const struct p2p_group *group, struct kernel_stream *stream,
                                const struct op_rmsnorm *args) {
-    return launch_dependent(stream, reduce_norm_kernel<T, WORLD>, blocks_for(group, args->n_tokens, 1),
-                            dim3((args->hidden / 8 + WARP - 1) / WARP * WARP), 0, *group, *args);
+    uint32_t split = norm_split(group, stream, args);
+    dim3 threads((args->hidden / 8 / split + WARP - 1) / WARP * WARP);
+    return launch_clusters(stream, reduce_norm_kernel<T, WORLD>, blocks_for(group, args->n_tokens * split, 1), threads,
+                           split, *group, *args, split);
 }
 
 /* Calls FUNCTION<T, WORLD>(...) for the group's world and the data's format. */

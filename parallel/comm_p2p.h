@@ -18,7 +18,7 @@
 
 /* The most that one rank may bring to our own kernels: what it pushes grows with the world, so this shrinks. */
 static inline size_t comm_p2p_most_bytes(uint32_t world) {
-    return ((size_t)2 << 20) / world;
+    return ((size_t)8 << 20) / world;
 }
 
 /* Device memory that a rank's peers push into: two turns of one slot for each rank, in which half of every packet is

@@ -18,6 +18,7 @@ extern "C" {
 
 /* Epochs begin shortly before the number wraps, so that every start passes the wrap. */
 #define P2P_FIRST_EPOCH 0xffffffc0u
+#define P2P_MAX_BLOCKS 1024u
 
 /* A word of pinned host memory that spinning kernels look at. */
 enum p2p_state {
@@ -31,10 +32,10 @@ struct p2p_group {
     uint32_t rank, world;
     char *slots[COMM_P2P_MAX_WORLD]; /* of every rank, as this card sees them: [2][world][slot_bytes] */
     size_t slot_bytes;
-    unsigned long long *epoch; /* own device memory: epoch << 32 | blocks that have read it */
-    volatile uint32_t *state;  /* enum p2p_state in pinned host memory */
-    uint32_t patience;         /* looks at `state` before a kernel gives up; 0: it never does */
-    uint32_t max_blocks;       /* that run at once */
+    uint32_t *epochs;         /* own device memory: [max_blocks], all equal between launches */
+    volatile uint32_t *state; /* enum p2p_state in pinned host memory */
+    uint32_t patience;        /* looks at `state` before a kernel gives up; 0: it never does */
+    uint32_t max_blocks;      /* that run at once, at most P2P_MAX_BLOCKS */
 };
 
 /* Each enqueues one kernel. `count` is a multiple of 8, `bytes` of 8, the data at most comm_p2p_most_bytes(), and

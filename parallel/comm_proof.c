@@ -21,7 +21,8 @@ struct proof {
     size_t max_count;              /* elements of the largest message in the smaller format */
     char *values;                  /* what this rank brings, in the format being proven */
     char *own, *trusted;           /* [world][max_bytes] results, and the data of one message */
-    float *residual;               /* [max_count] */
+    char *out;                     /* of norms, not looked at */
+    float *residual;               /* [2][max_count] */
     float *weight;                 /* [row] of ones */
     char *host_own, *host_trusted; /* pinned; [world][max_bytes], at least 4 * max_count */
     struct comm_finding finding;
@@ -37,12 +38,15 @@ static float element(const void *data, size_t i, enum dtype dtype) {
     return dtype == DTYPE_BF16 ? bf16_to_f32(half) : f16_to_f32(half);
 }
 
-size_t comm_proof_compare(const void *own, const void *trusted, size_t count, enum dtype dtype, uint32_t world) {
+float comm_proof_bound(enum dtype dtype, uint32_t world) {
+    float rounding = dtype == DTYPE_F32 ? 0x1p-24f : dtype == DTYPE_F16 ? 0x1p-11f : 0x1p-8f;
+    return world <= 2 ? 0.0f : rounding * (float)world * (float)world;
+}
+
+size_t comm_proof_compare(const void *own, const void *trusted, size_t count, enum dtype dtype, float bound) {
     if (memcmp(own, trusted, count * dtype_bytes(dtype)) == 0) {
         return count;
     }
-    float rounding = dtype == DTYPE_F32 ? 0x1p-24f : dtype == DTYPE_F16 ? 0x1p-11f : 0x1p-8f;
-    float bound = world <= 2 ? 0.0f : rounding * (float)world * (float)world;
     for (size_t i = 0; i < count; i++) {
         if (!(fabsf(element(own, i, dtype) - element(trusted, i, dtype)) <= bound)) { /* NaN is wrong */
             return i;
@@ -132,20 +136,20 @@ static enum status copy(const struct proof *proof, void *to, const void *from, s
 }
 
 /* What went wrong with the own kernels is a finding, and the first one counts. */
-static void note_fault(struct proof *proof, const char *what, size_t bytes, const char *how) {
+static void note_fault(struct proof *proof, const char *what, size_t count, const char *unit, const char *how) {
     if (proof->finding.fault[0] == 0) {
-        snprintf(proof->finding.fault, sizeof proof->finding.fault, "%s of %zu bytes %s", what, bytes, how);
+        snprintf(proof->finding.fault, sizeof proof->finding.fault, "%s of %zu %s %s", what, count, unit, how);
     }
 }
 
-static void note_difference(struct proof *proof, const char *what, size_t count, enum dtype dtype, const void *own,
-                            const void *trusted) {
-    size_t i = comm_proof_compare(own, trusted, count, dtype, proof->world);
+/* Compares what was just put into the host's buffers, elements of `dtype`. */
+static void note_difference(struct proof *proof, const char *what, size_t count, enum dtype dtype, float bound) {
+    size_t i = comm_proof_compare(proof->host_own, proof->host_trusted, count, dtype, bound);
     if (i < count) {
         char how[96];
-        snprintf(how, sizeof how, "gives %g for element %zu in the place of %g", (double)element(own, i, dtype), i,
-                 (double)element(trusted, i, dtype));
-        note_fault(proof, what, count * dtype_bytes(dtype), how);
+        snprintf(how, sizeof how, "gives %g for element %zu in the place of %g",
+                 (double)element(proof->host_own, i, dtype), i, (double)element(proof->host_trusted, i, dtype));
+        note_fault(proof, what, count, "elements", how);
     }
 }
 
@@ -155,7 +159,7 @@ static struct op_rmsnorm norm_of(const struct proof *proof, size_t count, enum d
                                .delta_dtype = dtype,
                                .weight = proof->weight,
                                .weight_dtype = DTYPE_F32,
-                               .out = proof->trusted,
+                               .out = proof->out,
                                .out_dtype = dtype,
                                .n_tokens = (uint32_t)(count / proof->row),
                                .hidden = (uint32_t)proof->row,
@@ -179,27 +183,33 @@ static enum status trusted_composed(const struct proof *proof, size_t count, enu
     return proof->kernels->rmsnorm(proof->stream, &norm);
 }
 
-/* One size: the plain sum, then the fused one, whose residual begins as zeros and so ends as the sum. */
+static enum status fetch_both(const struct proof *proof, const void *own, const void *trusted, size_t bytes) {
+    TRY(copy(proof, proof->host_own, own, bytes, KERNEL_COPY_TO_HOST));
+    TRY(copy(proof, proof->host_trusted, trusted, bytes, KERNEL_COPY_TO_HOST));
+    return proof->kernels->stream_sync(proof->stream);
+}
+
+/* One size: the plain sum, then the fused one, by its residual, which begins as zeros. */
 static enum status check_sum(struct proof *proof, size_t count, enum dtype dtype) {
     const struct comm_proof_config *config = proof->config;
+    float bound = comm_proof_bound(dtype, proof->world);
     size_t bytes = count * dtype_bytes(dtype);
     TRY(copy(proof, proof->own, proof->values, bytes, KERNEL_COPY_ON_DEVICE));
     TRY(copy(proof, proof->trusted, proof->values, bytes, KERNEL_COPY_ON_DEVICE));
     TRY(config->trusted_ops->all_reduce(config->trusted, proof->stream, proof->trusted, count, dtype));
     TRY(config->own_ops->all_reduce(config->own, proof->stream, proof->own, count, dtype));
-    TRY(copy(proof, proof->host_trusted, proof->trusted, bytes, KERNEL_COPY_TO_HOST));
-    TRY(copy(proof, proof->host_own, proof->own, bytes, KERNEL_COPY_TO_HOST));
-    TRY(proof->kernels->stream_sync(proof->stream));
-    note_difference(proof, "all_reduce", count, dtype, proof->host_own, proof->host_trusted);
+    TRY(fetch_both(proof, proof->own, proof->trusted, bytes));
+    note_difference(proof, "all_reduce", count, dtype, bound);
+    float *residuals[] = {proof->residual, proof->residual + proof->max_count};
+    TRY(proof->kernels->fill(proof->stream, residuals[0], 0, count * sizeof(float)));
+    TRY(proof->kernels->fill(proof->stream, residuals[1], 0, count * sizeof(float)));
     TRY(copy(proof, proof->own, proof->values, bytes, KERNEL_COPY_ON_DEVICE));
-    TRY(proof->kernels->fill(proof->stream, proof->residual, 0, count * sizeof(float)));
+    struct op_rmsnorm norm = norm_of(proof, count, dtype, proof->trusted);
+    norm.residual = residuals[1];
+    TRY(proof->kernels->rmsnorm(proof->stream, &norm));
     TRY(own_fused(proof, count, dtype));
-    TRY(copy(proof, proof->host_own, proof->residual, count * sizeof(float), KERNEL_COPY_TO_HOST));
-    TRY(proof->kernels->stream_sync(proof->stream));
-    for (size_t i = count; i-- > 0;) { /* in place, from the end: floats are no narrower */
-        ((float *)proof->host_trusted)[i] = element(proof->host_trusted, i, dtype);
-    }
-    note_difference(proof, "all_reduce_add_rmsnorm", count, DTYPE_F32, proof->host_own, proof->host_trusted);
+    TRY(fetch_both(proof, residuals[0], residuals[1], count * sizeof(float)));
+    note_difference(proof, "all_reduce_add_rmsnorm", count, DTYPE_F32, bound);
     return STATUS_OK;
 }
 
@@ -208,11 +218,9 @@ static enum status check_gather(struct proof *proof, size_t bytes) {
     size_t all = proof->world * bytes;
     TRY(config->trusted_ops->all_gather(config->trusted, proof->stream, proof->values, proof->trusted, bytes));
     TRY(config->own_ops->all_gather(config->own, proof->stream, proof->values, proof->own, bytes));
-    TRY(copy(proof, proof->host_trusted, proof->trusted, all, KERNEL_COPY_TO_HOST));
-    TRY(copy(proof, proof->host_own, proof->own, all, KERNEL_COPY_TO_HOST));
-    TRY(proof->kernels->stream_sync(proof->stream));
+    TRY(fetch_both(proof, proof->own, proof->trusted, all));
     if (memcmp(proof->host_own, proof->host_trusted, all) != 0) {
-        note_fault(proof, "all_gather", bytes, "moves other bytes");
+        note_fault(proof, "all_gather", bytes, "bytes", "moves others");
     }
     return STATUS_OK;
 }
@@ -228,7 +236,7 @@ static enum status check_sizes(struct proof *proof, enum dtype dtype, size_t fir
         }
         proof->finding.n_sizes++;
         if (proof->config->own_ops->check(proof->config->own) != STATUS_OK) {
-            note_fault(proof, "all_reduce", rows * row_bytes, status_text());
+            note_fault(proof, "all_reduce", rows * proof->row, "elements", status_text());
         }
     }
     return STATUS_OK;
@@ -288,7 +296,8 @@ static enum status allocate(struct proof *proof) {
     } wanted[] = {{(void **)&proof->values, most},
                   {(void **)&proof->own, most},
                   {(void **)&proof->trusted, most},
-                  {(void **)&proof->residual, proof->max_count * sizeof(float)},
+                  {(void **)&proof->out, proof->max_count * sizeof(float)},
+                  {(void **)&proof->residual, 2 * proof->max_count * sizeof(float)},
                   {(void **)&proof->weight, proof->row * sizeof(float)}};
     for (size_t i = 0; i < sizeof wanted / sizeof wanted[0]; i++) {
         TRY(proof->kernels->alloc(proof->device, wanted[i].bytes, wanted[i].memory));
@@ -299,7 +308,7 @@ static enum status allocate(struct proof *proof) {
 }
 
 static void release(struct proof *proof) {
-    void *device[] = {proof->values, proof->own, proof->trusted, proof->residual, proof->weight};
+    void *device[] = {proof->values, proof->own, proof->trusted, proof->out, proof->residual, proof->weight};
     void *host[] = {proof->host_own, proof->host_trusted};
     if (proof->stream != NULL) {
         proof->kernels->stream_destroy(proof->stream);

@@ -41,10 +41,12 @@ enum status comm_prove(const struct comm_proof_config *config, struct comm_verdi
 
 /* ---- its parts */
 
-/* The first of `count` elements at which two sums over `world` ranks of values within -1 .. 1 differ by more than they
- * may, or `count`. Two ranks' sums have one order and one rounding: they must be equal to the bit. Those of more may
- * differ by a rounding, at the sum's magnitude, for each rank. */
-size_t comm_proof_compare(const void *own, const void *trusted, size_t count, enum dtype dtype, uint32_t world);
+/* What two sums over `world` ranks of values within -1 .. 1 may differ by. Two ranks' sums have one order and one
+ * rounding: they must be equal. Those of more may differ by a rounding, at the sum's magnitude, for each rank. */
+float comm_proof_bound(enum dtype dtype, uint32_t world);
+
+/* The first of `count` elements that differ by more than `bound`, or `count`. */
+size_t comm_proof_compare(const void *own, const void *trusted, size_t count, enum dtype dtype, float bound);
 
 /* The same on every rank for the same findings. Own kernels serve up to the last timed size at which, and at all below
  * it, they were no slower on the slowest rank than the trusted communicator (within a twentieth). */

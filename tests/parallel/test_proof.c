@@ -16,26 +16,26 @@
 TEST(two_ranks_must_agree_to_the_bit) {
     float own[4] = {1.0f, 2.0f, -3.0f, 0.5f};
     float trusted[4] = {1.0f, 2.0f, -3.0f, 0.5f};
-    EXPECT_EQ(comm_proof_compare(own, trusted, 4, DTYPE_F32, 2), 4);
+    EXPECT_EQ(comm_proof_compare(own, trusted, 4, DTYPE_F32, comm_proof_bound(DTYPE_F32, 2)), 4);
     own[2] = nextafterf(own[2], 0.0f);
-    EXPECT_EQ(comm_proof_compare(own, trusted, 4, DTYPE_F32, 2), 2);
-    EXPECT_EQ(comm_proof_compare(own, trusted, 2, DTYPE_F32, 2), 2);
+    EXPECT_EQ(comm_proof_compare(own, trusted, 4, DTYPE_F32, comm_proof_bound(DTYPE_F32, 2)), 2);
+    EXPECT_EQ(comm_proof_compare(own, trusted, 2, DTYPE_F32, comm_proof_bound(DTYPE_F32, 2)), 2);
     uint16_t half[2] = {f32_to_bf16(1.0f), f32_to_bf16(2.0f)};
     uint16_t other[2] = {half[0], (uint16_t)(half[1] + 1)};
-    EXPECT_EQ(comm_proof_compare(half, other, 2, DTYPE_BF16, 2), 1);
+    EXPECT_EQ(comm_proof_compare(half, other, 2, DTYPE_BF16, comm_proof_bound(DTYPE_BF16, 2)), 1);
 }
 
 TEST(more_ranks_may_differ_by_roundings) {
     uint16_t own[3] = {f32_to_bf16(1.0f), f32_to_bf16(2.0f), f32_to_bf16(-3.0f)};
     uint16_t trusted[3] = {own[0], (uint16_t)(own[1] + 1), own[2]};
-    EXPECT_EQ(comm_proof_compare(own, trusted, 3, DTYPE_BF16, 4), 3);
+    EXPECT_EQ(comm_proof_compare(own, trusted, 3, DTYPE_BF16, comm_proof_bound(DTYPE_BF16, 4)), 3);
     trusted[2] = f32_to_bf16(-2.5f);
-    EXPECT_EQ(comm_proof_compare(own, trusted, 3, DTYPE_BF16, 4), 2);
+    EXPECT_EQ(comm_proof_compare(own, trusted, 3, DTYPE_BF16, comm_proof_bound(DTYPE_BF16, 4)), 2);
     float nan_sum[2] = {1.0f, NAN};
     float sum[2] = {1.0f, 1.0f};
-    EXPECT_EQ(comm_proof_compare(nan_sum, sum, 2, DTYPE_F32, 8), 1);
+    EXPECT_EQ(comm_proof_compare(nan_sum, sum, 2, DTYPE_F32, comm_proof_bound(DTYPE_F32, 8)), 1);
     sum[0] = 1.001f;
-    EXPECT_EQ(comm_proof_compare(nan_sum, sum, 2, DTYPE_F32, 8), 0);
+    EXPECT_EQ(comm_proof_compare(nan_sum, sum, 2, DTYPE_F32, comm_proof_bound(DTYPE_F32, 8)), 0);
 }
 
 /* ---- what follows from the findings */
@@ -74,10 +74,10 @@ TEST(one_fault_on_any_rank_leaves_all_to_the_trusted) {
     for (int r = 0; r < 3; r++) {
         add_time(&findings[r], 10240, 3.0f, 10.0f);
     }
-    snprintf(findings[2].fault, sizeof findings[2].fault, "all_reduce of 64 bytes gets no answer");
+    snprintf(findings[2].fault, sizeof findings[2].fault, "all_reduce of 64 elements gets no answer");
     comm_proof_conclude(findings, 3, 65536, "nccl", &verdict);
     EXPECT_EQ(verdict.max_bytes, 0);
-    EXPECT_TEXT(verdict.text, "nccl serves everything: on rank 2, all_reduce of 64 bytes gets no answer");
+    EXPECT_TEXT(verdict.text, "nccl serves everything: on rank 2, all_reduce of 64 elements gets no answer");
 }
 
 TEST(rows_larger_than_own_kernels_take_are_left_to_the_trusted) {
@@ -154,7 +154,8 @@ static void expect_element_7(struct rank_run *run) {
     self = run;
     run_proof(run, &verdict);
     EXPECT_EQ(verdict.max_bytes, 0);
-    static const char text[] = "shm serves everything: on rank 1, all_reduce of 12000 bytes gives 2 for element 7 in ";
+    static const char text[] =
+        "shm serves everything: on rank 1, all_reduce of 6000 elements gives 2 for element 7 in ";
     EXPECT(strncmp(verdict.text, text, sizeof text - 1) == 0); /* on both ranks */
 }
 
@@ -176,7 +177,7 @@ static void expect_gather(struct rank_run *run) {
     self = run;
     run_proof(run, &verdict);
     EXPECT_EQ(verdict.max_bytes, 0);
-    EXPECT_TEXT(verdict.text, "shm serves everything: on rank 0, all_gather of 2000 bytes moves other bytes");
+    EXPECT_TEXT(verdict.text, "shm serves everything: on rank 0, all_gather of 2000 bytes moves others");
 }
 
 TEST_TIMEOUT(a_gather_of_other_bytes_is_found, 60) {
@@ -196,7 +197,7 @@ static void expect_no_answer(struct rank_run *run) {
     run_proof(run, &verdict);
     EXPECT_EQ(verdict.max_bytes, 0);
     EXPECT_TEXT(verdict.text,
-                "shm serves everything: on rank 0, all_reduce of 2000 bytes gets no answer from a peer's card");
+                "shm serves everything: on rank 0, all_reduce of 1000 elements gets no answer from a peer's card");
 }
 
 TEST_TIMEOUT(no_answer_is_a_fault, 60) {
