@@ -52,7 +52,7 @@ static enum status make_all(const struct weights_load *load, struct kernel_strea
 
 enum status weights_make_up(const struct weights_load *load) {
     struct kernel_stream *stream;
-    TRY(load->kernels->stream_create(load->device, &stream));
+    TRY(load->kernels->copy_stream_create(load->device, &stream));
     enum status status = make_all(load, stream);
     load->kernels->stream_destroy(stream);
     return status;

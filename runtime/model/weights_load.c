@@ -18,19 +18,22 @@
 #define MAX_THREADS 16
 #define F16_MAX 65504.0f
 
-/* Some rows of one slice. */
+/* Some rows of one slice, or of the rope table. */
 struct job {
-    const struct checkpoint_tensor *tensor;
+    const struct checkpoint_tensor *tensor; /* NULL: rope */
     struct shard_slice slice;
-    uint32_t row_first; /* within the slice */
+    uint32_t row_first; /* within the slice; of the rope table a position */
     uint32_t n_rows;
 };
 
 struct loader {
     const struct weights_load *load;
-    const struct checkpoint *checkpoint;
+    const struct checkpoint *checkpoint; /* NULL: rope alone */
     struct job *jobs;
     size_t n_jobs;
+    size_t stage_bytes; /* of the largest job */
+    void *pinned;       /* all threads' stages */
+    atomic_uint n_threads;
     uint64_t total;
     atomic_size_t next_job;
     atomic_bool failed;
@@ -42,7 +45,7 @@ struct loader {
 
 /* Where a job's elements wait for their copy to the arena; a thread reads into one while another is copied. */
 struct stage {
-    void *memory;
+    void *memory; /* pinned */
     struct kernel_event *copied;
 };
 
@@ -50,8 +53,6 @@ struct stage {
 struct scratch {
     struct kernel_stream *stream;
     struct stage stages[N_STAGES];
-    void *pinned; /* of all stages */
-    size_t stage_bytes;
     uint32_t next_stage;
     void *rows; /* whole rows, of which pieces are picked */
     size_t rows_bytes;
@@ -67,19 +68,33 @@ static bool reads_whole_rows(const struct job *job) {
     return job->slice.n_cols == job->slice.cols || run < SHORT_RUN;
 }
 
-static void add_jobs(struct loader *loader, const struct job *whole) {
-    const struct shard_slice *slice = &whole->slice;
-    size_t columns = reads_whole_rows(whole) ? slice->cols : slice->n_cols;
-    size_t row_bytes = columns * dtype_bytes(whole->tensor->dtype);
+/* As many rows of a job's slice (or table) at a time as JOB_BYTES hold. */
+static void add_jobs(struct loader *loader, struct job job, uint32_t n_rows, size_t row_bytes) {
     uint32_t step = row_bytes < JOB_BYTES ? (uint32_t)(JOB_BYTES / row_bytes) : 1;
-    for (uint32_t row = 0; row < slice->n_rows; row += step) {
+    for (uint32_t row = 0; row < n_rows; row += step) {
+        job.row_first = row;
+        job.n_rows = n_rows - row < step ? n_rows - row : step;
         loader->jobs = xrealloc(loader->jobs, loader->n_jobs + 1, sizeof loader->jobs[0]);
-        struct job *job = &loader->jobs[loader->n_jobs++];
-        *job = *whole;
-        job->row_first = row;
-        job->n_rows = slice->n_rows - row < step ? slice->n_rows - row : step;
-        loader->total += (uint64_t)job->n_rows * slice->n_cols * dtype_bytes(job->tensor->dtype);
+        loader->jobs[loader->n_jobs++] = job;
     }
+}
+
+static uint64_t stored_bytes(const struct job *job) {
+    return job->tensor == NULL ? 0 : (uint64_t)job->n_rows * job->slice.n_cols * dtype_bytes(job->tensor->dtype);
+}
+
+/* Of a job in the arena: where, and how much. */
+static size_t arena_offset(const struct loader *loader, const struct job *job) {
+    const struct weights_load *load = loader->load;
+    return job->tensor != NULL ? weights_offset(load, &job->slice, job->row_first)
+                               : load->layout->rope + job->row_first * load->config->head_dim * sizeof(float);
+}
+
+static size_t arena_bytes(const struct loader *loader, const struct job *job) {
+    const struct weights_load *load = loader->load;
+    size_t row = job->tensor != NULL ? job->slice.n_cols * dtype_bytes(weights_dtype(load, &job->slice))
+                                     : load->config->head_dim * sizeof(float);
+    return job->n_rows * row;
 }
 
 static void shape_text(char *text, size_t size, const uint64_t *shape, uint32_t n_dims) {
@@ -144,7 +159,41 @@ static enum status list_stored(struct loader *loader) {
             FAIL(STATUS_INVALID, "tensor %s does not belong to the model that config.json describes", job.tensor->name);
         }
         TRY(check_tensor(job.tensor, &job.slice));
-        add_jobs(loader, &job);
+        uint32_t columns = reads_whole_rows(&job) ? job.slice.cols : job.slice.n_cols;
+        add_jobs(loader, job, job.slice.n_rows, columns * dtype_bytes(job.tensor->dtype));
+    }
+    return STATUS_OK;
+}
+
+/* Sines take a processor as long as a card's bus takes many tensors: the table's jobs are dealt out evenly among the
+ * others. */
+static void mix_in_rope(struct loader *loader) {
+    struct loader rope = {.load = loader->load};
+    struct job job = {.tensor = NULL};
+    add_jobs(&rope, job, loader->load->max_len, loader->load->config->head_dim * sizeof(float));
+    size_t n = loader->n_jobs + rope.n_jobs;
+    struct job *mixed = xcalloc(n, sizeof *mixed);
+    size_t taken = 0;
+    for (size_t i = 0; i < n; i++) {
+        bool is_rope = (i + 1) * rope.n_jobs / n > taken;
+        mixed[i] = is_rope ? rope.jobs[taken] : loader->jobs[i - taken];
+        taken += is_rope;
+    }
+    free(rope.jobs);
+    free(loader->jobs);
+    loader->jobs = mixed;
+    loader->n_jobs = n;
+}
+
+static enum status list_jobs(struct loader *loader) {
+    if (loader->checkpoint != NULL) {
+        TRY(list_stored(loader));
+    }
+    mix_in_rope(loader);
+    for (size_t i = 0; i < loader->n_jobs; i++) {
+        size_t bytes = (arena_bytes(loader, &loader->jobs[i]) + 255) / 256 * 256;
+        loader->stage_bytes = bytes > loader->stage_bytes ? bytes : loader->stage_bytes;
+        loader->total += stored_bytes(&loader->jobs[i]);
     }
     return STATUS_OK;
 }
@@ -215,6 +264,10 @@ static enum status convert(const char *name, const void *from, enum dtype source
 
 /* The job's elements as they go to the arena, into `out`. */
 static enum status make_ready(const struct loader *loader, const struct job *job, struct scratch *scratch, void *out) {
+    if (job->tensor == NULL) {
+        rope_fill(loader->load->config, job->row_first, job->n_rows, out);
+        return STATUS_OK;
+    }
     enum dtype source = job->tensor->dtype;
     enum dtype target = weights_dtype(loader->load, &job->slice);
     if (source == target) {
@@ -228,15 +281,11 @@ static enum status make_ready(const struct loader *loader, const struct job *job
 
 static enum status run_job(const struct loader *loader, const struct job *job, struct scratch *scratch) {
     const struct weights_load *load = loader->load;
-    const struct shard_slice *slice = &job->slice;
-    size_t element = dtype_bytes(weights_dtype(loader->load, slice));
-    size_t bytes = (size_t)job->n_rows * slice->n_cols * element;
-    CHECK(bytes <= scratch->stage_bytes, "a job of %zu bytes", bytes);
     struct stage *stage = &scratch->stages[scratch->next_stage++ % N_STAGES];
     TRY(load->kernels->event_sync(stage->copied));
     TRY(make_ready(loader, job, scratch, stage->memory));
-    TRY(load->kernels->copy(scratch->stream, (char *)load->arena + weights_offset(load, slice, job->row_first),
-                            stage->memory, bytes, KERNEL_COPY_TO_DEVICE));
+    TRY(load->kernels->copy(scratch->stream, (char *)load->arena + arena_offset(loader, job), stage->memory,
+                            arena_bytes(loader, job), KERNEL_COPY_TO_DEVICE));
     return load->kernels->event_record(stage->copied, scratch->stream);
 }
 
@@ -245,8 +294,8 @@ static enum status run_job(const struct loader *loader, const struct job *job, s
 static void report(struct loader *loader, const struct job *job) {
     const struct weights_load *load = loader->load;
     pthread_mutex_lock(&loader->lock);
-    loader->done += (uint64_t)job->n_rows * job->slice.n_cols * dtype_bytes(job->tensor->dtype);
-    if (load->progress != NULL) {
+    loader->done += stored_bytes(job);
+    if (load->progress != NULL && job->tensor != NULL) {
         load->progress(load->context, loader->done, loader->total);
     }
     pthread_mutex_unlock(&loader->lock);
@@ -276,24 +325,12 @@ static enum status run_jobs(struct loader *loader, struct scratch *scratch) {
     }
 }
 
-/* The largest job in the arena's format: a job is JOB_BYTES as stored or one row, and may double when converted. */
-static size_t largest_job(const struct loader *loader) {
-    size_t most = 0;
-    for (size_t i = 0; i < loader->n_jobs; i++) {
-        const struct job *job = &loader->jobs[i];
-        size_t bytes = (size_t)job->n_rows * job->slice.n_cols * dtype_bytes(weights_dtype(loader->load, &job->slice));
-        most = bytes > most ? bytes : most;
-    }
-    return most;
-}
-
-static enum status open_scratch(const struct loader *loader, struct scratch *scratch) {
+static enum status open_scratch(struct loader *loader, struct scratch *scratch) {
     const struct weights_load *load = loader->load;
-    scratch->stage_bytes = (largest_job(loader) + 255) / 256 * 256;
+    char *own = (char *)loader->pinned + atomic_fetch_add(&loader->n_threads, 1) * N_STAGES * loader->stage_bytes;
     TRY(load->kernels->copy_stream_create(load->device, &scratch->stream));
-    TRY(load->kernels->host_alloc(load->device, N_STAGES * scratch->stage_bytes, &scratch->pinned));
     for (size_t i = 0; i < N_STAGES; i++) {
-        scratch->stages[i].memory = (char *)scratch->pinned + i * scratch->stage_bytes;
+        scratch->stages[i].memory = own + i * loader->stage_bytes;
         TRY(load->kernels->event_create(load->device, &scratch->stages[i].copied));
     }
     return STATUS_OK;
@@ -308,9 +345,6 @@ static void close_scratch(const struct loader *loader, struct scratch *scratch) 
         if (scratch->stages[i].copied != NULL) {
             load->kernels->event_destroy(scratch->stages[i].copied);
         }
-    }
-    if (scratch->pinned != NULL) {
-        load->kernels->host_free(load->device, scratch->pinned);
     }
     free(scratch->rows);
     free(scratch->stored);
@@ -333,10 +367,9 @@ static void *load_thread(void *argument) {
     return NULL;
 }
 
-static void run_threads(struct loader *loader) {
+static void run_threads(struct loader *loader, uint32_t wanted) {
     pthread_t threads[MAX_THREADS];
     uint32_t started = 0;
-    uint32_t wanted = loader->load->threads < MAX_THREADS ? loader->load->threads : MAX_THREADS;
     while (started + 1 < wanted && pthread_create(&threads[started], NULL, load_thread, loader) == 0) {
         started++;
     }
@@ -346,48 +379,41 @@ static void run_threads(struct loader *loader) {
     }
 }
 
-/* Rope angles and the map of heads. */
-static enum status load_tables(const struct weights_load *load) {
-    size_t rope_bytes = (size_t)load->max_len * load->config->head_dim * sizeof(float);
-    float *rope = xaligned(64, rope_bytes);
-    uint32_t *map = xcalloc(load->shard->n_q, sizeof *map);
-    rope_fill(load->config, load->max_len, rope);
-    shard_q_to_kv(load->config, load->shard, map);
-    char *arena = load->arena;
-    struct kernel_stream *stream;
-    enum status status = load->kernels->copy_stream_create(load->device, &stream);
-    if (status == STATUS_OK) {
-        status = load->kernels->copy(stream, arena + load->layout->rope, rope, rope_bytes, KERNEL_COPY_TO_DEVICE);
-        if (status == STATUS_OK) {
-            status = load->kernels->copy(stream, arena + load->layout->q_to_kv, map, load->shard->n_q * sizeof *map,
-                                         KERNEL_COPY_TO_DEVICE);
-        }
-        enum status synced = load->kernels->stream_sync(stream);
-        status = status == STATUS_OK ? synced : status;
-        load->kernels->stream_destroy(stream);
-    }
-    free(rope);
-    free(map);
-    return status;
-}
-
-static enum status read_checkpoint(const struct weights_load *load, const struct checkpoint *checkpoint) {
-    struct loader loader = {.load = load, .checkpoint = checkpoint};
-    pthread_mutex_init(&loader.lock, NULL);
-    loader.status = list_stored(&loader);
-    snprintf(loader.text, sizeof loader.text, "%s", loader.status != STATUS_OK ? status_text() : "");
-    if (loader.status == STATUS_OK) {
-        run_threads(&loader);
-    }
-    free(loader.jobs);
-    pthread_mutex_destroy(&loader.lock);
-    if (loader.status != STATUS_OK) {
-        FAIL(loader.status, "%s", loader.text);
+static enum status run(struct loader *loader) {
+    const struct weights_load *load = loader->load;
+    uint32_t threads = load->threads < MAX_THREADS ? load->threads : MAX_THREADS;
+    TRY(list_jobs(loader));
+    TRY(load->kernels->host_alloc(load->device, threads * N_STAGES * loader->stage_bytes, &loader->pinned));
+    run_threads(loader, threads);
+    load->kernels->host_free(load->device, loader->pinned);
+    if (loader->status != STATUS_OK) {
+        FAIL(loader->status, "%s", loader->text);
     }
     return STATUS_OK;
 }
 
+static enum status copy_map(const struct weights_load *load) {
+    struct kernel_stream *stream;
+    TRY(load->kernels->copy_stream_create(load->device, &stream));
+    uint32_t *map = xcalloc(load->shard->n_q, sizeof *map);
+    shard_q_to_kv(load->config, load->shard, map);
+    enum status status = load->kernels->copy(stream, (char *)load->arena + load->layout->q_to_kv, map,
+                                             load->shard->n_q * sizeof *map, KERNEL_COPY_TO_DEVICE);
+    enum status synced = load->kernels->stream_sync(stream);
+    load->kernels->stream_destroy(stream);
+    free(map);
+    return status == STATUS_OK ? synced : status;
+}
+
 enum status weights_load(const struct weights_load *load, const struct checkpoint *checkpoint) {
-    TRY(checkpoint != NULL ? read_checkpoint(load, checkpoint) : weights_make_up(load));
-    return load_tables(load);
+    struct loader loader = {.load = load, .checkpoint = checkpoint};
+    TRY(copy_map(load));
+    if (checkpoint == NULL) {
+        TRY(weights_make_up(load));
+    }
+    pthread_mutex_init(&loader.lock, NULL);
+    enum status status = run(&loader);
+    pthread_mutex_destroy(&loader.lock);
+    free(loader.jobs);
+    return status;
 }

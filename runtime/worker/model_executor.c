@@ -232,7 +232,7 @@ static enum status make_plan(struct executor *executor, const struct model_confi
     return STATUS_OK;
 }
 
-static enum status open_graphs(struct executor *executor) {
+static enum status warm_up(struct executor *executor) {
     uint64_t start_ns = clock_now_ns();
     executor->graphs = graph_cache_create(executor->model, executor->stream);
     TRY(graph_cache_warm_up(executor->graphs, executor->flights[0].rows));
@@ -240,14 +240,21 @@ static enum status open_graphs(struct executor *executor) {
     return STATUS_OK;
 }
 
-/* All but the weights. */
+/* All that needs no weights. */
 static enum status open_rest(struct executor *executor, const struct executor_config *config,
                              const struct plan_input *input) {
     TRY(executor->kernels->stream_create(executor->device, &executor->stream));
     TRY(open_comm(executor, config, input));
     TRY(open_flights(executor));
     TRY(fill_padding_slot(executor));
-    return config->graphs ? open_graphs(executor) : STATUS_OK;
+    return config->graphs ? warm_up(executor) : STATUS_OK;
+}
+
+static enum status record_graphs(struct executor *executor) {
+    uint64_t start_ns = clock_now_ns();
+    TRY(graph_cache_record(executor->graphs));
+    executor->times.graphs_ms += milliseconds_since(start_ns);
+    return STATUS_OK;
 }
 
 static enum status open_parts(struct executor *executor, const struct executor_config *config) {
@@ -258,7 +265,8 @@ static enum status open_parts(struct executor *executor, const struct executor_c
     TRY(open_device(executor));
     TRY(make_plan(executor, &model_config, &input));
     TRY(begin_loading(&loading, &input));
-    return end_loading(&loading, open_rest(executor, config, &input));
+    TRY(end_loading(&loading, open_rest(executor, config, &input)));
+    return config->graphs ? record_graphs(executor) : STATUS_OK;
 }
 
 static void close_flights(struct executor *executor) {
