@@ -57,7 +57,7 @@ static uint32_t threads_for(const struct group_config *config) {
     return strcmp(config->backend, "cpu") == 0 && share > 0 ? share : 1;
 }
 
-void group_init(const struct group_config *config, struct worker_init *init, struct plan *plan) {
+void group_init(const struct group_config *config, struct worker_init *init) {
     struct model_config model;
     must(model_config_load(config->model_dir, &model));
     struct planning planning = {.init = {.world = config->world,
@@ -82,8 +82,7 @@ void group_init(const struct group_config *config, struct worker_init *init, str
     init->max_body_bytes = step_body_max_bytes(&init->limits);
     planning.init = *init;
     must(child_call(make_plan, &planning, sizeof planning, PLAN_TIMEOUT_S));
-    *plan = planning.plan;
-    init->comm_max_bytes = plan->comm_max_bytes;
+    init->comm_max_bytes = planning.plan.comm_max_bytes;
 }
 
 static int comm_memory(const struct worker_init *init) {
@@ -125,7 +124,7 @@ static void run_rank(struct rank *rank, int comm_fd, bool trace, void (*run)(str
 
 void group_run(const struct group_config *config, void (*run)(struct rank *rank), void *result, size_t result_bytes) {
     struct rank rank = {.step_id = 0};
-    group_init(config, &rank.init, &rank.plan);
+    group_init(config, &rank.init);
     int comm_fd = comm_memory(&rank.init);
     size_t shared_bytes = sizeof *rank.shared + result_bytes;
     rank.shared = mmap(NULL, shared_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
