@@ -38,6 +38,7 @@
 #include "runtime/base/clock.h"
 #include "runtime/http/http_client.h"
 #include "runtime/journal/journal.h"
+#include "runtime/journal/once.h"
 #include "runtime/server/frontend.h"
 #include "runtime/wire/step_ring.h"
 #include "runtime/wire/worker_msg.h"
@@ -68,7 +69,7 @@ struct tally {
 struct rig {
     pid_t frontend, worker;
     int frontend_control, worker_control;
-    uint16_t port;
+    uint16_t port, tcp_port;
     struct tally *tally;
 };
 
@@ -122,18 +123,22 @@ static struct step_limits make_limits(void) {
 static void init_frontend(struct rig *rig, const struct step_limits *limits) {
     struct control_msg message = {.type = CONTROL_INIT};
     struct frontend_init *init = &message.body.frontend;
-    *init = (struct frontend_init){.n_replicas = 1, .world = 1, .limits = *limits, .queue_max = MAX_STREAMS};
+    *init = (struct frontend_init){
+        .n_replicas = 1, .world = 1, .limits = *limits, .queue_max = MAX_STREAMS, .tsp = tsp_limits_default()};
     init->n_valid_ids = TEXT_IDS;
     snprintf(init->model_dir, sizeof init->model_dir, "%s", MODEL_DIR);
     snprintf(init->tokenizer_dir, sizeof init->tokenizer_dir, "%s", MODEL_DIR);
     init->max_body_bytes = step_body_max_bytes(limits);
     init->journal_bytes = journal_bytes(frontend_journal_slots(limits, init->queue_max), 256u << 20);
-    int fds[2];
-    fds[0] = listen_anywhere(&rig->port);
-    must(memfd_make("journal", (size_t)init->journal_bytes, &fds[1]));
-    must(control_send(rig->frontend_control, &message, fds, 2));
-    close(fds[0]);
-    close(fds[1]);
+    int fds[FRONTEND_FDS + 1];
+    fds[FRONTEND_HTTP] = listen_anywhere(&rig->port);
+    fds[FRONTEND_TCP] = listen_anywhere(&rig->tcp_port);
+    must(memfd_make("once", once_bytes(), &fds[FRONTEND_ONCE]));
+    must(memfd_make("journal", (size_t)init->journal_bytes, &fds[FRONTEND_FDS]));
+    must(control_send(rig->frontend_control, &message, fds, FRONTEND_FDS + 1));
+    for (int i = 0; i < FRONTEND_FDS + 1; i++) {
+        close(fds[i]);
+    }
     control_expect(rig->frontend_control, CONTROL_READY);
 }
 

@@ -13,6 +13,7 @@ struct cublas_calls; /* cuBLAS, opened at run time; see cublas.h */
 struct kernel_device {
     int ordinal;
     int arch;          /* 70, 80, 90: compute capability of the card times ten */
+    int code_arch;     /* what the code that runs on it was compiled for: at most arch */
     int n_processors;  /* streaming multiprocessors */
     size_t max_shared; /* bytes of shared memory that one block may ask for */
     const struct cublas_calls *cublas;

@@ -140,7 +140,8 @@ static enum status end_loading(struct loading *loading, enum status status) {
 
 /* ---- open and close */
 
-static enum status open_comm(struct executor *executor, const struct executor_config *config) {
+static enum status open_comm(struct executor *executor, const struct executor_config *config,
+                             const struct plan_input *input) {
     const struct worker_init *init = config->init;
     uint64_t start_ns = clock_now_ns();
     executor->comm_ops = comm_find(comm_name_for(init->backend, init->world));
@@ -150,6 +151,8 @@ static enum status open_comm(struct executor *executor, const struct executor_co
         .kernels = executor->kernels,
         .device = executor->device,
         .max_bytes = executor->plan.comm_max_bytes,
+        .row_elements = input->config->hidden_size,
+        .row_dtype = batch_delta_dtype(executor->kernels->activation_dtype(input->dtype)),
         .memory_fd = config->comm_fd,
         .spin = init->spin != 0,
         .timeout_ns = COMM_TIMEOUT_NS,
@@ -238,9 +241,10 @@ static enum status open_graphs(struct executor *executor) {
 }
 
 /* All but the weights. */
-static enum status open_rest(struct executor *executor, const struct executor_config *config) {
+static enum status open_rest(struct executor *executor, const struct executor_config *config,
+                             const struct plan_input *input) {
     TRY(executor->kernels->stream_create(executor->device, &executor->stream));
-    TRY(open_comm(executor, config));
+    TRY(open_comm(executor, config, input));
     TRY(open_flights(executor));
     TRY(fill_padding_slot(executor));
     return config->graphs ? open_graphs(executor) : STATUS_OK;
@@ -254,7 +258,7 @@ static enum status open_parts(struct executor *executor, const struct executor_c
     TRY(open_device(executor));
     TRY(make_plan(executor, &model_config, &input));
     TRY(begin_loading(&loading, &input));
-    return end_loading(&loading, open_rest(executor, config));
+    return end_loading(&loading, open_rest(executor, config, &input));
 }
 
 static void close_flights(struct executor *executor) {
@@ -327,6 +331,13 @@ static void model_executor_describe(const struct executor *executor, struct work
     if (strcmp(executor->kernels->name, "cuda") == 0) {
         describe_card(executor, ready);
     }
+    struct comm_report report = {.serves = executor->comm_ops->name};
+    if (executor->comm_ops->report != NULL) {
+        executor->comm_ops->report(executor->comm, &report);
+    }
+    snprintf(ready->comm_name, sizeof ready->comm_name, "%s", report.serves);
+    ready->comm_own_bytes = report.own_bytes;
+    ready->comm_row_us = report.row_us;
 }
 
 /* ---- steps */

@@ -185,7 +185,7 @@ def a_port_in_use_is_named():
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        code, out, errors = run("serve", "configs/cpu-x2.yaml", "--set", f"http.port={port}")
+        code, out, errors = run("serve", "configs/cpu-x2.yaml", "--set", f"http.port={port}", "--set", "tcp.port=0")
     expect_equal((code, out), (1, ""), f"exit code and output ({errors})")
     expect(f"http.port: port {port} of 127.0.0.1 is in use" in errors, errors)
 
