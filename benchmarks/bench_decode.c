@@ -194,9 +194,8 @@ static void wait_for_port(void *context) {
 
 static void run_workers(const struct group_config *config, struct shape_result *results) {
     struct worker_init init;
-    struct plan plan;
     struct workers workers;
-    group_init(config, &init, &plan);
+    group_init(config, &init);
     workers_start(&init, &workers);
     struct port_taker context = {.port = workers.port, .init = &init, .builder = step_builder_create(&init.limits)};
     struct taker taker = {put_into_port, wait_for_port, &context};

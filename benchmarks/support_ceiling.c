@@ -9,7 +9,7 @@
 #include "benchmarks/support_report.h"
 #include "launcher/child_call.h"
 
-#define CPU_BYTES ((size_t)1 << 30)
+#define CPU_BYTES ((size_t)512 << 20)
 #define TIMEOUT_S 60u
 #define PRODUCT 8192u
 #define ROUNDS 8

@@ -57,18 +57,17 @@ static uint32_t threads_for(const struct group_config *config) {
     return strcmp(config->backend, "cpu") == 0 && share > 0 ? share : 1;
 }
 
-void group_init(const struct group_config *config, struct worker_init *init, struct plan *plan) {
+void group_init(const struct group_config *config, struct worker_init *init) {
     struct model_config model;
     must(model_config_load(config->model_dir, &model));
-    struct planning planning = {.init = {.world = config->world,
-                                         .epoch = 1,
-                                         .dtype = model.torch_dtype == DTYPE_F32 ? DTYPE_BF16 : model.torch_dtype,
-                                         .load_dummy = config->dummy,
-                                         .n_valid_ids = model.vocab_size,
-                                         .threads = threads_for(config),
-                                         .first_cpu = -1,
-                                         .spin = 1}};
-    *init = planning.init;
+    *init = (struct worker_init){.world = config->world,
+                                 .epoch = 1,
+                                 .dtype = model.torch_dtype == DTYPE_F32 ? DTYPE_BF16 : model.torch_dtype,
+                                 .load_dummy = config->dummy,
+                                 .n_valid_ids = model.vocab_size,
+                                 .threads = threads_for(config),
+                                 .first_cpu = -1,
+                                 .spin = 1};
     snprintf(init->model_dir, sizeof init->model_dir, "%s", config->model_dir);
     snprintf(init->backend, sizeof init->backend, "%s", config->backend);
     init->limits = (struct step_limits){.max_rows = config->max_rows,
@@ -80,10 +79,9 @@ void group_init(const struct group_config *config, struct worker_init *init, str
                                         .vocab_size = model.vocab_size,
                                         .max_ids = config->max_tokens + config->max_len};
     init->max_body_bytes = step_body_max_bytes(&init->limits);
-    planning.init = *init;
+    struct planning planning = {.init = *init};
     must(child_call(make_plan, &planning, sizeof planning, PLAN_TIMEOUT_S));
-    *plan = planning.plan;
-    init->comm_max_bytes = plan->comm_max_bytes;
+    init->comm_max_bytes = planning.plan.comm_max_bytes;
 }
 
 static int comm_memory(const struct worker_init *init) {
@@ -125,7 +123,7 @@ static void run_rank(struct rank *rank, int comm_fd, bool trace, void (*run)(str
 
 void group_run(const struct group_config *config, void (*run)(struct rank *rank), void *result, size_t result_bytes) {
     struct rank rank = {.step_id = 0};
-    group_init(config, &rank.init, &rank.plan);
+    group_init(config, &rank.init);
     int comm_fd = comm_memory(&rank.init);
     size_t shared_bytes = sizeof *rank.shared + result_bytes;
     rank.shared = mmap(NULL, shared_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);

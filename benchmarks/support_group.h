@@ -7,8 +7,6 @@
 
 #include "benchmarks/support_process.h"
 #include "runtime/engine/worker_port.h"
-#include "runtime/format/model_config.h"
-#include "runtime/model/plan.h"
 #include "runtime/worker/executor.h"
 
 struct group_config {
@@ -31,7 +29,6 @@ struct group_shared {
 
 struct rank {
     struct worker_init init;
-    struct plan plan;
     struct group_shared *shared;
     struct executor *executor;
     struct step_builder *builder;
@@ -41,7 +38,7 @@ struct rank {
 };
 
 /* What a worker of the group is told. The plan is made in a child, since it may ask a card. */
-void group_init(const struct group_config *config, struct worker_init *init, struct plan *plan);
+void group_init(const struct group_config *config, struct worker_init *init);
 
 /* Forks the ranks, opens each one's executor, calls run(rank) on it and closes it. `result_bytes` that the ranks wrote
  * to rank->shared->result are copied to `result`. Aborts when a rank fails. */
