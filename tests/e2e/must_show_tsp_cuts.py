@@ -69,8 +69,8 @@ def cut_connections_lose_nothing():
     expect_equal(ran, load.answers, "requests that ran")
     expect(proxy.cuts >= CUTS, f"{proxy.cuts} cuts")
     resumes = metrics["tandem_stream_resumes_total"]
-    print(f"     {proxy.cuts} cuts in {seconds:.0f} s, {load.answers} answers over {STREAMS} streams, {resumes:.0f} resumes "
-          f"and repeated SUBMITs, 0 differences; {ran:.0f} requests ran")
+    print(f"     {proxy.cuts} cuts in {seconds:.0f} s, {load.answers} answers over {STREAMS} streams, {resumes:.0f} "
+          f"resumes and repeated SUBMITs, 0 differences; {ran:.0f} requests ran")
     proxy.stop()
     server.stop()
 

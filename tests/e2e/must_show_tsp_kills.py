@@ -51,7 +51,8 @@ class Load:
 
     def went_on(self, since):
         """Every connection has had a frame after `since`."""
-        return all(any(request.times and request.times[-1] > since for request in requests) for requests in self.current)
+        return all(any(request.times and request.times[-1] > since for request in requests)
+                   for requests in self.current)
 
     def stop(self):
         self.stopping = True
@@ -103,7 +104,8 @@ def run_kills(config, choose_victim, what):
     found = pauses(load, kills)
     expect(found, "no stream was under way at any kill")
     print(f"     {what}: {KILLS} kills, {load.answers} answers over {STREAMS} streams, 0 differences; pause p50 "
-          f"{percentile(found, 0.5):.2f} s, p99 {percentile(found, 0.99):.2f} s, most {max(found):.2f} s, of {len(found)}")
+          f"{percentile(found, 0.5):.2f} s, p99 {percentile(found, 0.99):.2f} s, most {max(found):.2f} s, of "
+          f"{len(found)}")
     server.stop()
 
 
