@@ -133,7 +133,7 @@ extern const struct tsp_host tsp_server_host;
 
 /* Opens the table of forgotten requests, of which the memfd is taken over. */
 enum status tsp_server_open(struct server *server, int once_fd);
-/* Forgets all requests, while the engines are still there; tsp_server_close frees them when nobody can speak of them. */
+/* Forgets all requests, while the engines are there still; tsp_server_close frees them, when nobody speaks of them. */
 void tsp_drop_all(struct server *server);
 void tsp_server_close(struct server *server);
 void tsp_tick(struct server *server, uint64_t now_ms);

@@ -243,7 +243,7 @@ def models_that_cannot_be_served_end_the_start_with_their_cause():
     for change, part in cases:
         folder, directory = broken_model(change)
         with folder:
-            code, out, errors = run("serve", "--model", directory, "--tp", "2", "--set", "http.port=0", "--set",
+            code, out, errors = run("serve", "--model", directory, "--tp", "2", "--set", "http.port=0", "--set", "tcp.port=0", "--set",
                                     "memory_limit_gib=0.25")
         expect_equal((code, out), (1, ""), f"{change.__name__}: exit code and output ({errors})")
         expect(part in errors, f"{change.__name__}: {part!r} is not named:\n{errors}")

@@ -125,7 +125,8 @@ def prompts_texts_ids_echo_and_logprobs():
     expect(all(len(tops) == 3 for _, tops in got.logprobs), "three alternatives each")
     expect_equal(got.logprobs[0][0][2].decode(), reply["logprobs"]["tokens"][0], "a token's text")
 
-    request = ask(server.tcp, [tsp.text(3, prompts[0]), tsp.u32s(5, prompts[1]), tsp.u8(47, 1), tsp.u32(13, 2), *common])
+    request = ask(server.tcp, [tsp.text(3, prompts[0]), tsp.u32s(5, prompts[1]), tsp.u8(47, 1), tsp.u32(13, 2),
+                               *common])
     expect_equal(len(request.choices), 4, "choices of two prompts")
     _, _, text = server.request("POST", "/v1/completions",
                                 {"prompt": prompts[1], "temperature": 0, "max_tokens": 12, "echo": True})
@@ -376,11 +377,14 @@ def a_killed_frontend_is_not_a_killed_stream():
     for delay in (0.05, 0.2, 0.4):
         requests = [Request(fields, credit=40) for fields in asked]
         http = {}
+        endless = {"messages": [{"role": "user", "content": "go on"}], "ignore_eos": True, "max_tokens": 3000}
+
+        def ask_http():
+            http["done"] = in_threads([lambda: stream(server, endless)], 1)
+
         threads = [threading.Thread(target=carry, args=(server.tcp, requests[:8]), daemon=True),
                    threading.Thread(target=carry, args=(server.tcp, requests[8:]), daemon=True),
-                   threading.Thread(target=lambda: http.update(done=in_threads([lambda: stream(server, {
-                       "messages": [{"role": "user", "content": "go on"}], "ignore_eos": True, "max_tokens": 3000})], 1)),
-                       daemon=True)]
+                   threading.Thread(target=ask_http, daemon=True)]
         for thread in threads:
             thread.start()
         wait_for(lambda: any(request.times for request in requests), "the first frame")
@@ -503,6 +507,37 @@ def a_full_queue_answers_at_once():
     over.send(tsp.STATUS)
     status = over.expect(tsp.STATUS_REPLY)
     expect_equal([tsp.number(status, tag) for tag in (1, 3, 5, 9, 11, 13)], [1, 2, 2, 1, 1, 0], "status")
+    server.stop()
+
+
+@test
+def a_deadline_that_the_queue_takes_is_refused_at_once():
+    server = server_of("--set", "engine.max_num_seqs=1")
+    connection = Connection(server.tcp)
+    requests = {}
+    for _ in range(40):
+        request = Request(chat("What is 1 + 1?", ignore_eos=1, max_tokens=60)[0])
+        requests[request.submit(connection)] = request
+    left = 40
+    while left > 25:  # what was seen of the queue so far says how long the rest will take
+        frame = connection.receive()
+        left -= requests[frame[2]].take(connection, frame)
+    urgent = Request([*chat("What is 1 + 1?")[0], tsp.u32(55, 5)])
+    patient = Request([*chat("What is 1 + 1?")[0], tsp.u32(55, 600000)])
+    requests[urgent.submit(connection)] = urgent
+    requests[patient.submit(connection)] = patient
+    while not (patient.ended or patient.error):
+        frame = connection.receive()
+        requests[frame[2]].take(connection, frame)
+    expect_equal(urgent.error.code, 3002, "code")
+    expect(urgent.error.retry_after_ms >= 100, str(urgent.error.retry_after_ms))
+    expect(patient.ended, str(patient.error))
+    late = Request([*chat("What is 1 + 1?", ignore_eos=1, max_tokens=3900)[0], tsp.u32(55, 300)])
+    late.submit(connection)
+    while not late.take(connection, connection.receive()):
+        pass
+    expect_equal(late.error.code, 5002, "code of a deadline that passes on the way")
+    connection.close()
     server.stop()
 
 

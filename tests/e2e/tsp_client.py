@@ -1,5 +1,5 @@
 """A client of the stream protocol for the tests, on the independent codec: it believes nothing that the server says, and
-goes on after every cut. One connection carries many requests; `Workload` keeps a number of them going."""
+goes on after every cut. One connection carries many requests."""
 
 import contextlib
 import os
@@ -9,6 +9,9 @@ import struct
 import time
 
 import tsp_codec as tsp
+from support import sums
+
+STREAMS = 64  # of the long runs
 
 
 class Cut(Exception):
@@ -257,3 +260,18 @@ def _carry_once(connection, requests, doubled):
                 raise request.error
             connection.send(tsp.ACK, frame[2])
             open_requests -= 1
+
+
+def asked():
+    """Greedy and seeded, short and long, with several choices, log-probabilities and stop texts among them."""
+    made = []
+    for index, (question, _) in enumerate(sums(STREAMS)):
+        fields = [tsp.nested(7, [tsp.text(1, "user"), tsp.text(3, question)]), tsp.f32(15, 0)]
+        if index % 4 == 1:
+            fields[1:] = [tsp.f32(15, 1.1), tsp.u64(29, index), tsp.f32(17, 0.95), tsp.u32(37, 2)]
+        if index % 4 == 2:
+            fields += [tsp.u8(39, 1), tsp.u32(11, 250)]
+        if index % 4 == 3:
+            fields[1:] = [tsp.f32(15, 0.9), tsp.u64(29, index), tsp.u32(13, 2), tsp.text(31, "=0")]
+        made.append(fields)
+    return made
