@@ -8,13 +8,11 @@ the one and the other way (2,000). --cpu: how many of 2,000 the processor had ri
 a plug-in to use instead of those beside the program."""
 
 import argparse
-import os
-import subprocess
 import sys
 import time
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "e2e"))
-from support import Server, answer_of, in_threads, sums  # noqa: E402 (found by the line above)
+from cards import plan_lines, used_mib  # first: it makes the next one importable
+from support import Server, answer_of, in_threads, sums
 
 POINTS = 0.5
 
@@ -32,21 +30,13 @@ def ask(server, pairs, streams):
     return right, (server.metrics()["vllm:generation_tokens_total"] - before) / seconds
 
 
-def used_mib():
-    """Memory in use on each card, of all processes."""
-    done = subprocess.run(["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"],
-                          capture_output=True, text=True)
-    return [int(line) for line in done.stdout.split()]
-
-
 def run_config(config, flags, args, least):
     """Prints a line for each way of asking; False when one is too bad."""
     before = used_mib()
     server = Server(*flags, config=config)
     taken = [now - then for now, then in zip(used_mib(), before)]
-    plan = [line for line in server.errors().splitlines() if " GiB" in line or " MiB" in line]
     print(f"{config} {' '.join(flags)}: MiB taken by card {taken}")
-    print("".join(f"  | {line}\n" for line in plan), end="", flush=True)
+    print("".join(f"  | {line}\n" for line in plan_lines(server)), end="", flush=True)
     good = True
     for streams, count in ((1, args.alone), (128, args.crowd)):
         if count == 0:
