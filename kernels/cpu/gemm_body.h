@@ -211,15 +211,18 @@ static void pack(const struct gemm_job *job, uint32_t row, uint32_t rows, float 
  * the next, whole vectors, so blocks change nothing in an output's bits. */
 struct panel_run {
     const struct gemm_job *job;
-    const char *w;  /* the panel's first row */
-    size_t w_bytes; /* of a row */
-    uint32_t n;
-    uint32_t columns;    /* rows of weights that are there; the others count as zeros and are not stored */
+    float *scratch;
+    size_t w_bytes;   /* of a row of weights */
+    uint32_t n_first; /* the group of panels */
+    uint32_t n_end;
     uint32_t k_first;    /* the block: columns, */
     uint32_t k_end;      /* multiples of 16, up to k_padded, */
     uint32_t part_first; /* and parts */
     uint32_t part_end;
-    float *packed; /* its weights */
+    uint32_t n;       /* the panel: its first row, */
+    uint32_t columns; /* rows that are there; the others count as zeros and are not stored */
+    const char *w;
+    float *packed; /* its weights in the block */
     float *kept;   /* [tile][PARTS][rows][PANEL_COLUMNS][LANES] from row kept_row of the chunk on */
     uint32_t kept_row;
     const char *ahead;  /* of the weights that are prefetched, */
@@ -367,63 +370,65 @@ ALWAYS_INLINE void panel_tile(const uint32_t mr, const enum panel_source source,
     }
 }
 
+/* Tiles of mr rows, [m_first, m_end) of the chunk, against the block of each panel of the group. */
+ALWAYS_INLINE void panel_block(const uint32_t mr, const enum panel_source source, struct panel_run *run,
+                               uint32_t m_first, uint32_t m_end) {
+    const struct weight *weight = &run->job->op->weight;
+    const uint32_t width = (run->k_end - run->k_first) / PARTS; /* floats of a row and part */
+    const uint32_t parts = run->part_end - run->part_first;
+    const bool whole = width * parts == run->job->k_padded;
+    const size_t kept_floats = whole ? 0 : (size_t)run->job->m * PANEL_COLUMNS * GEMM_LANES;
+    run->packed = run->scratch + run->part_first * width * GROUP_PANELS * PANEL_COLUMNS;
+    run->kept = run->scratch + PANEL_BLOCK * PARTS * GROUP_PANELS * PANEL_COLUMNS;
+    for (run->n = run->n_first; run->n < run->n_end; run->n += PANEL_COLUMNS) {
+        run->columns = run->n_end - run->n < PANEL_COLUMNS ? run->n_end - run->n : PANEL_COLUMNS;
+        run->w = (const char *)weight->data + run->n * run->w_bytes;
+        for (uint32_t m = m_first; m < m_end; m += mr) {
+            panel_tile(mr, source, run, m);
+        }
+        run->packed += width * parts * PANEL_COLUMNS;
+        run->kept += kept_floats;
+    }
+}
+
 #define PANEL_FUNCTIONS(mr)                                                                                            \
-    static void panel_packed_##mr(struct panel_run *run, uint32_t m) {                                                 \
-        panel_tile(mr, PANEL_PACKED, run, m);                                                                          \
+    static void panel_packed_##mr(struct panel_run *run, uint32_t m_first, uint32_t m_end) {                           \
+        panel_block(mr, PANEL_PACKED, run, m_first, m_end);                                                            \
     }                                                                                                                  \
-    static void panel_bf16_##mr(struct panel_run *run, uint32_t m) {                                                   \
-        panel_tile(mr, PANEL_BF16, run, m);                                                                            \
+    static void panel_bf16_##mr(struct panel_run *run, uint32_t m_first, uint32_t m_end) {                             \
+        panel_block(mr, PANEL_BF16, run, m_first, m_end);                                                              \
     }                                                                                                                  \
-    static void panel_f16_##mr(struct panel_run *run, uint32_t m) {                                                    \
-        panel_tile(mr, PANEL_F16, run, m);                                                                             \
+    static void panel_f16_##mr(struct panel_run *run, uint32_t m_first, uint32_t m_end) {                              \
+        panel_block(mr, PANEL_F16, run, m_first, m_end);                                                               \
     }                                                                                                                  \
-    static void panel_f32_##mr(struct panel_run *run, uint32_t m) {                                                    \
-        panel_tile(mr, PANEL_F32, run, m);                                                                             \
+    static void panel_f32_##mr(struct panel_run *run, uint32_t m_first, uint32_t m_end) {                              \
+        panel_block(mr, PANEL_F32, run, m_first, m_end);                                                               \
     }
 PANEL_CASES(PANEL_FUNCTIONS)
 
-/* Tiles [first, end) of the chunk against one panel. */
-static void panel_tiles(struct panel_run *run, uint32_t first, uint32_t end, uint32_t n_tiles) {
-    typedef void tile_function(struct panel_run * run, uint32_t m);
+/* Tiles [first, end) of the chunk, all of the same size, against the group. */
+static void panel_tiles(struct panel_run *run, uint32_t n_tiles, uint32_t first, uint32_t end) {
+    typedef void block_function(struct panel_run * run, uint32_t m_first, uint32_t m_end);
 #define PANEL_ENTRY(mr)                                                                                                \
     [mr] = {[PANEL_PACKED] = panel_packed_##mr,                                                                        \
             [PANEL_BF16] = panel_bf16_##mr,                                                                            \
             [PANEL_F16] = panel_f16_##mr,                                                                              \
             [PANEL_F32] = panel_f32_##mr},
-    static tile_function *const functions[PANEL_ROWS + 1][4] = {PANEL_CASES(PANEL_ENTRY)};
+    static block_function *const functions[PANEL_ROWS + 1][4] = {PANEL_CASES(PANEL_ENTRY)};
     static const enum panel_source sources[] = {
         [DTYPE_BF16] = PANEL_BF16, [DTYPE_F16] = PANEL_F16, [DTYPE_F32] = PANEL_F32};
-    for (uint32_t i = first; i < end; i++) {
-        uint32_t m = gemm_tile_row(run->job->m, n_tiles, i);
-        uint32_t rows = gemm_tile_row(run->job->m, n_tiles, i + 1) - m;
-        functions[rows][i == 0 ? sources[run->job->op->weight.format] : PANEL_PACKED](run, m);
-    }
-}
-
-/* One block of the tiles [first, end) against a group of panels, `columns` rows of weights from n on. */
-static void panel_block(struct panel_run *run, uint32_t n, uint32_t columns, uint32_t first, uint32_t end,
-                        uint32_t n_tiles, float *scratch) {
-    const uint32_t width = (run->k_end - run->k_first) / PARTS; /* floats of a row and part */
-    const uint32_t parts = run->part_end - run->part_first;
-    const bool whole = run->k_end - run->k_first == run->job->k_padded && parts == PARTS;
-    const size_t kept_floats = (size_t)run->job->m * PANEL_COLUMNS * GEMM_LANES;
-    run->packed = scratch + run->part_first * width * GROUP_PANELS * PANEL_COLUMNS;
-    run->kept = scratch + PANEL_BLOCK * PARTS * GROUP_PANELS * PANEL_COLUMNS;
-    for (uint32_t done = 0; done < columns; done += PANEL_COLUMNS) {
-        run->n = n + done;
-        run->columns = columns - done < PANEL_COLUMNS ? columns - done : PANEL_COLUMNS;
-        run->w = (const char *)run->job->op->weight.data + run->n * run->w_bytes;
-        panel_tiles(run, first, end, n_tiles);
-        run->packed += width * parts * PANEL_COLUMNS;
-        run->kept += whole ? 0 : kept_floats;
-    }
+    const uint32_t m_first = gemm_tile_row(run->job->m, n_tiles, first);
+    const uint32_t m_end = gemm_tile_row(run->job->m, n_tiles, end);
+    const enum panel_source source = first == 0 ? sources[run->job->op->weight.format] : PANEL_PACKED;
+    functions[(m_end - m_first) / (end - first)][source](run, m_first, m_end);
 }
 
 /* As many tiles of x as the first-level cache keeps beside one panel go by together, so that a panel comes from the
  * second level once for all of them, and a tile of x once for all panels of the group. */
-static void panel_group(struct panel_run *run, uint32_t n, uint32_t columns, float *scratch) {
+static void panel_group(struct panel_run *run) {
     const struct gemm_job *job = run->job;
     const uint32_t n_tiles = (job->m + PANEL_ROWS - 1) / PANEL_ROWS;
+    const uint32_t n_larger = job->m % n_tiles; /* tiles */
     const uint32_t steps = job->k_padded / GEMM_LANES;
     const uint32_t parts = job->k_padded > PANEL_BLOCK ? 1 : PARTS; /* of a block */
     const uint32_t block_columns = PANEL_BLOCK * PARTS / parts;
@@ -433,12 +438,13 @@ static void panel_group(struct panel_run *run, uint32_t n, uint32_t columns, flo
         run->k_end = gemm_tile_row(steps, n_blocks, block + 1) * GEMM_LANES;
         const uint32_t room = NEAR_FLOATS / ((run->k_end - run->k_first) * parts / PARTS); /* in rows */
         const uint32_t near = room >= PANEL_COLUMNS + 2 * PANEL_ROWS ? (room - PANEL_COLUMNS) / PANEL_ROWS : 1;
-        for (uint32_t first = 0; first < n_tiles; first += near) {
-            const uint32_t end = n_tiles - first < near ? n_tiles : first + near;
+        for (uint32_t first = 0, end = 1; first < n_tiles; first = end, end += near) {
+            end = end < n_tiles ? end : n_tiles;
+            end = first < n_larger && end > n_larger ? n_larger : end;
             run->kept_row = n_blocks > 1 ? 0 : gemm_tile_row(job->m, n_tiles, first);
             for (run->part_first = 0; run->part_first < PARTS; run->part_first += parts) {
                 run->part_end = run->part_first + parts;
-                panel_block(run, n, columns, first, end, n_tiles, scratch);
+                panel_tiles(run, n_tiles, first, end);
             }
         }
     }
@@ -450,14 +456,14 @@ static void panel(const struct gemm_job *job, uint32_t n_first, uint32_t n_end, 
     const uint32_t n_tiles = (job->m + PANEL_ROWS - 1) / PANEL_ROWS;
     const uint32_t n_panels = (n_end - n_first + PANEL_COLUMNS - 1) / PANEL_COLUMNS;
     const uint32_t n_groups = (n_panels + GROUP_PANELS - 1) / GROUP_PANELS;
-    struct panel_run run = {.job = job, .w_bytes = weight->k * dtype_bytes(weight->format)};
+    struct panel_run run = {.job = job, .scratch = scratch, .w_bytes = weight->k * dtype_bytes(weight->format)};
     run.ahead_bytes = PANEL_COLUMNS * run.w_bytes / ((size_t)job->k_padded / LANES * n_tiles) + 1;
     for (uint32_t group = 0; group < n_groups; group++) {
-        uint32_t n = n_first + gemm_tile_row(n_panels, n_groups, group) * PANEL_COLUMNS;
-        uint32_t end = n_first + gemm_tile_row(n_panels, n_groups, group + 1) * PANEL_COLUMNS;
-        end = end < n_end ? end : n_end;
-        run.ahead = (const char *)weight->data + end * run.w_bytes;
-        panel_group(&run, n, end - n, scratch);
+        run.n_first = n_first + gemm_tile_row(n_panels, n_groups, group) * PANEL_COLUMNS;
+        run.n_end = n_first + gemm_tile_row(n_panels, n_groups, group + 1) * PANEL_COLUMNS;
+        run.n_end = run.n_end < n_end ? run.n_end : n_end;
+        run.ahead = (const char *)weight->data + run.n_end * run.w_bytes;
+        panel_group(&run);
     }
 }
 
