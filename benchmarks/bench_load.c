@@ -408,6 +408,7 @@ int main(int argc, char **argv) {
                         "[--rounds N] [--keep]\n");
         return 2;
     }
+    setvbuf(stdout, NULL, _IOLBF, 0); /* a checkpoint takes a while to make */
     struct model_config config;
     struct recipe *recipe = xcalloc(1, sizeof *recipe);
     must(model_config_load(options.shape, &config));
@@ -424,7 +425,6 @@ int main(int argc, char **argv) {
                "\"floor_gb_per_s\": %.2f, \"ready_s\": %.3f, \"parts\": \"%s\", \"memory\": \"%s\"}\n",
                options.shape, options.tp, (unsigned long long)recipe->bytes, start.gb_per_s, floor, start.ready_s,
                start.parts, start.memory);
-        fflush(stdout);
     }
     if (!options.keep) {
         remove_checkpoint(&options, recipe);

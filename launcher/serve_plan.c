@@ -224,9 +224,26 @@ static enum status plan_on_cards(void *argument) {
     return status;
 }
 
+/* While a child looks at the cards, the tokenizer is read here. */
+static enum status plan_with_cards(struct card_plan *card_plan, uint32_t *n_valid_ids) {
+    struct child_call call;
+    TRY(child_call_start(plan_on_cards, card_plan, sizeof *card_plan, &call));
+    char text[1024];
+    enum status counted = count_valid_ids(card_plan->config, &card_plan->plan.model, n_valid_ids);
+    snprintf(text, sizeof text, "%s", counted != STATUS_OK ? status_text() : "");
+    enum status planned = child_call_finish(&call, PROBE_S);
+    if (planned == STATUS_TIMEOUT || planned == STATUS_INTERNAL) {
+        return status_prefix(planned, "the process that looks at the cards");
+    }
+    TRY(planned);
+    return counted == STATUS_OK ? STATUS_OK : status_fail(counted, "%s", text);
+}
+
 static enum status make_plan(const struct config *config, struct serve_plan *plan) {
+    uint32_t n_valid_ids = 0;
     if (strcmp(config->backend, "cuda") != 0) {
         struct machine machine = {.device = NULL};
+        TRY(count_valid_ids(config, &plan->model, &plan->init.n_valid_ids));
         TRY(look_at_host(config, &machine));
         return fit_plan(config, &machine, plan);
     }
@@ -236,12 +253,10 @@ static enum status make_plan(const struct config *config, struct serve_plan *pla
     struct card_plan *card_plan = xcalloc(1, sizeof *card_plan);
     card_plan->config = config;
     card_plan->plan = *plan;
-    enum status status = child_call(plan_on_cards, card_plan, sizeof *card_plan, PROBE_S);
+    enum status status = plan_with_cards(card_plan, &n_valid_ids);
     *plan = card_plan->plan;
+    plan->init.n_valid_ids = n_valid_ids;
     free(card_plan);
-    if (status == STATUS_TIMEOUT || status == STATUS_INTERNAL) {
-        return status_prefix(status, "the process that looks at the cards");
-    }
     return status;
 }
 
@@ -304,7 +319,6 @@ enum status serve_plan_make(const struct config *config, struct serve_plan *plan
     init->threads = plan->placement.threads;
     init->spin = plan->placement.spin;
     init->deterministic = config->deterministic;
-    TRY(count_valid_ids(config, &plan->model, &init->n_valid_ids));
     TRY(make_plan(config, plan));
     log_plan(config, &plan->plan);
     init->limits.n_blocks = plan->plan.n_blocks;

@@ -39,14 +39,16 @@ void graph_cache_destroy(struct graph_cache *cache) {
     free(cache);
 }
 
-/* Batch sizes that graphs are made for: 1, 2, 4, 8, then multiples of 8, and the largest there can be. */
+/* Batch sizes that graphs are made for: powers of two up to 8, multiples of 8 up to 64, of 16 up to 128, of 32 beyond,
+ * and the largest there can be. Each costs time at the start; what padding costs a step is little, for products of many
+ * rows are made in tiles of 64 and more. */
 static uint32_t padded_rows(uint32_t n_rows, uint32_t max_rows) {
-    uint32_t padded = 1;
-    while (padded < n_rows && padded < 8) {
-        padded *= 2;
-    }
-    if (n_rows > 8) {
-        padded = (n_rows + 7) / 8 * 8;
+    uint32_t unit = n_rows <= 64 ? 8 : n_rows <= 128 ? 16 : 32;
+    uint32_t padded = (n_rows + unit - 1) / unit * unit;
+    for (uint32_t small = 1; small < 8; small *= 2) {
+        if (n_rows <= small) {
+            return small < max_rows ? small : max_rows;
+        }
     }
     return padded < max_rows ? padded : max_rows;
 }

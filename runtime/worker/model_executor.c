@@ -10,13 +10,14 @@
 #include "runtime/base/alloc.h"
 #include "runtime/base/check.h"
 #include "runtime/base/clock.h"
+#include "runtime/base/log.h"
 #include "runtime/model/forward.h"
 #include "runtime/worker/graph_cache.h"
 #include "runtime/worker/slot_mirror.h"
 #include "runtime/worker/worker_plan.h"
 
 #define COMM_TIMEOUT_NS (60 * NS_PER_S)
-#define LOAD_THREADS_MAX 12 /* of one rank: more bring a card's bus nothing */
+#define LOAD_THREADS_MAX 16 /* of one rank: more bring a card's bus nothing */
 
 /* Host memory of a step in flight; pinned, for copies that overlap. */
 struct flight {
@@ -48,6 +49,18 @@ struct executor {
     size_t free_bytes; /* of the device, before this executor took of it */
     uint64_t loaded_bytes;
 };
+
+/* Says how a part of the plan came out. The card's count is the whole card's, so other programs show in it. */
+static void compare(const struct executor *executor, const char *part, size_t planned, size_t *free_bytes) {
+    size_t now = 0;
+    size_t total = 0;
+    if (strcmp(executor->init.backend, "cuda") == 0 &&
+        executor->kernels->memory_info(executor->device, &now, &total) == STATUS_OK) {
+        log_debug("memory of the card: %s planned %zu MiB, took %lld MiB", part, planned >> 20,
+                  ((long long)*free_bytes - (long long)now) / (1 << 20));
+        *free_bytes = now;
+    }
+}
 
 /* ---- weights, which come in while the rest is made */
 
@@ -243,16 +256,28 @@ static enum status warm_up(struct executor *executor) {
 /* All that needs no weights. */
 static enum status open_rest(struct executor *executor, const struct executor_config *config,
                              const struct plan_input *input) {
+    const struct plan_rank *planned = &executor->plan.rank[executor->init.rank];
+    size_t free_bytes = executor->free_bytes;
+    compare(executor, "weights, KV and buffers",
+            planned->weight_bytes + planned->kv_bytes + planned->activation_bytes + planned->slot_bytes, &free_bytes);
     TRY(executor->kernels->stream_create(executor->device, &executor->stream));
+    compare(executor, "libraries", planned->backend_bytes, &free_bytes);
     TRY(open_comm(executor, config, input));
+    compare(executor, "communicator", planned->comm_bytes, &free_bytes);
     TRY(open_flights(executor));
     TRY(fill_padding_slot(executor));
-    return config->graphs ? warm_up(executor) : STATUS_OK;
+    TRY(config->graphs ? warm_up(executor) : STATUS_OK);
+    compare(executor, "first steps", 0, &free_bytes);
+    return STATUS_OK;
 }
 
 static enum status record_graphs(struct executor *executor) {
     uint64_t start_ns = clock_now_ns();
+    size_t free_bytes = 0;
+    size_t total_bytes;
+    TRY(executor->kernels->memory_info(executor->device, &free_bytes, &total_bytes));
     TRY(graph_cache_record(executor->graphs));
+    compare(executor, "graphs", executor->plan.rank[executor->init.rank].graph_bytes, &free_bytes);
     executor->times.graphs_ms += milliseconds_since(start_ns);
     return STATUS_OK;
 }

@@ -61,7 +61,7 @@ def every_topology_names_the_largest_model_that_fits():
         _, weights, tokens, _ = plans[named[1]]
         expect(abs(weights - float(named[2])) < 0.15, f"{file}: {weights} GiB of weights")
         claimed = int(named[3].replace(",", ""))
-        expect(abs(tokens - claimed) < claimed * 0.03, f"{file}: room for {tokens} tokens")
+        expect(abs(tokens - claimed) < claimed * 0.1, f"{file}: room for {tokens} tokens")
 
 
 @test
