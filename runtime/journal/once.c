@@ -25,7 +25,7 @@ struct entry {
 struct ring {
     uint32_t magic;
     uint32_t n_entries;
-    uint64_t life;
+    uint64_t life, secret;
     _Atomic uint64_t first, last;
     struct entry entries[ONCE_ENTRIES];
 };
@@ -42,7 +42,7 @@ size_t once_bytes(void) {
 }
 
 static uint32_t *head_of(const struct once *once, const uint8_t *id, uint64_t owner) {
-    return &once->heads[hash64(owner ^ once->ring->life, id, ONCE_ID_BYTES) % ONCE_ENTRIES];
+    return &once->heads[hash64(owner ^ once->ring->secret, id, ONCE_ID_BYTES) % ONCE_ENTRIES];
 }
 
 static void index_add(struct once *once, uint64_t number) {
@@ -79,9 +79,10 @@ enum status once_open(int fd, bool format, struct once **out) {
     struct once *once = xcalloc(1, sizeof *once);
     once->ring = memory;
     if (format) {
-        uint64_t life;
-        CHECK(getrandom(&life, sizeof life, 0) == sizeof life, "getrandom");
-        once->ring->life = life;
+        uint64_t random[2];
+        CHECK(getrandom(random, sizeof random, 0) == sizeof random, "getrandom");
+        once->ring->life = random[0];
+        once->ring->secret = random[1];
         once->ring->n_entries = ONCE_ENTRIES;
         atomic_store_explicit(&once->ring->first, 0, memory_order_relaxed);
         atomic_store_explicit(&once->ring->last, 0, memory_order_relaxed);
@@ -119,6 +120,10 @@ uint64_t once_life(const struct once *once) {
 uint32_t once_count(const struct once *once) {
     return (uint32_t)(atomic_load_explicit(&once->ring->last, memory_order_relaxed) -
                       atomic_load_explicit(&once->ring->first, memory_order_relaxed));
+}
+
+uint64_t once_secret(const struct once *once) {
+    return once->ring->secret;
 }
 
 void once_expire(struct once *once, uint64_t now_ns) {

@@ -28,6 +28,9 @@ void once_close(struct once *once);
 /* The random number of the time since the last format: what was remembered before is lost when it changes. */
 uint64_t once_life(const struct once *once);
 
+/* A random number that clients are not told, with the same life. */
+uint64_t once_secret(const struct once *once);
+
 /* Drops what has expired. */
 void once_expire(struct once *once, uint64_t now_ns);
 

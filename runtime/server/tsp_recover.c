@@ -190,6 +190,7 @@ static bool is_whole(const struct tsp_request *request) {
 void tsp_recover(struct server *server, struct replica *replica) {
     struct found found = {.server = server, .replica = replica};
     uint32_t n = 0;
+    uv_update_time(&server->loop); /* windows begin now, and not before the tokenizer was loaded */
     journal_each(replica->journal, visit, &found);
     for (struct tsp_request *request = server->tsp.requests, *next; request != NULL; request = next) {
         next = request->next;

@@ -17,7 +17,7 @@
 /* ---- the table */
 
 static struct tsp_request **bucket_of(struct server *server, const uint8_t *id, uint64_t owner) {
-    uint64_t seed = owner ^ once_life(server->tsp.once); /* which clients do not choose */
+    uint64_t seed = owner ^ once_secret(server->tsp.once); /* so that nobody can choose what collides */
     return &server->tsp.buckets[hash64(seed, id, TSP_ID_BYTES) % TSP_BUCKETS];
 }
 
@@ -61,14 +61,14 @@ void tsp_leave(struct tsp_request *request) {
 
 static bool authorize(void *context, struct tsp_bytes key, uint64_t *owner) {
     struct server *server = context;
-    *owner = hash64(once_life(server->tsp.once), key.data, key.size);
+    *owner = hash64(once_secret(server->tsp.once), key.data, key.size);
     return server->keys == NULL || key_set_has(server->keys, key.data, key.size);
 }
 
 /* Of everything that makes it this request: a client that sends it again may grant other credit. */
 static uint64_t submit_hash(const struct server *server, struct tsp_bytes fields) {
     struct byte_reader reader = tsp_reader(fields);
-    uint64_t hash = once_life(server->tsp.once);
+    uint64_t hash = once_secret(server->tsp.once);
     uint16_t tag;
     struct tsp_bytes value;
     while (tsp_next(&reader, &tag, &value)) {
