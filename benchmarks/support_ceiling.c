@@ -95,7 +95,7 @@ static enum status measure_card(void *argument) {
 struct ceiling ceiling_measure(const char *backend, uint32_t threads) {
     struct request request = {.threads = threads > 0 ? threads : (uint32_t)sysconf(_SC_NPROCESSORS_ONLN)};
     enum status status =
-        child_call(strcmp(backend, "cpu") == 0 ? measure_cpu : measure_card, &request, sizeof request, TIMEOUT_S);
+        child_call_run(strcmp(backend, "cpu") == 0 ? measure_cpu : measure_card, &request, sizeof request, TIMEOUT_S);
     CHECK(status == STATUS_OK, "%s", status_text());
     return request.ceiling;
 }

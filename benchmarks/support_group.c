@@ -80,7 +80,7 @@ void group_init(const struct group_config *config, struct worker_init *init) {
                                         .max_ids = config->max_tokens + config->max_len};
     init->max_body_bytes = step_body_max_bytes(&init->limits);
     struct planning planning = {.init = *init};
-    must(child_call(make_plan, &planning, sizeof planning, PLAN_TIMEOUT_S));
+    must(child_call_run(make_plan, &planning, sizeof planning, PLAN_TIMEOUT_S));
     init->comm_max_bytes = planning.plan.comm_max_bytes;
 }
 
