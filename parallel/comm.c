@@ -8,7 +8,9 @@
 #include "parallel/comm_self.h"
 #include "parallel/comm_shm.h"
 
-#define NCCL_DEVICE_BYTES ((size_t)512 << 20)
+/* As NCCL 2.28 was seen to take of an H100 with its neighbour behind NVLink: channels of 24 rings and 32 pairs, and its
+ * kernels. Fewer links make fewer channels. */
+#define NCCL_DEVICE_BYTES ((size_t)1344 << 20)
 
 const struct comm_ops *comm_find(const char *name) {
     static const struct comm_ops *const tables[] = {&comm_self_ops, &comm_shm_ops};
@@ -51,7 +53,7 @@ size_t comm_device_bytes(const char *name, uint32_t world, size_t max_bytes) {
         return comm_shm_bytes(world, max_bytes) / world;
     }
     if (strcmp(name, "p2p") == 0) {
-        return NCCL_DEVICE_BYTES + comm_p2p_slots_bytes(world);
+        return NCCL_DEVICE_BYTES + comm_p2p_memory_bytes(world);
     }
     return strcmp(name, "nccl") == 0 ? NCCL_DEVICE_BYTES : 0;
 }

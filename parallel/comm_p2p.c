@@ -33,7 +33,8 @@ struct seat {
     _Atomic uint32_t opened; /* enum outcome: whether the rank has opened all its peers' */
     _Atomic uint32_t left;   /* the rank is done with its peers' memory */
     int32_t ordinal;
-    char fault[160]; /* why not */
+    uint32_t max_blocks; /* of struct p2p_group */
+    char fault[160];     /* why not */
     cudaIpcMemHandle_t memory;
 };
 
@@ -116,7 +117,7 @@ static enum status all_reduce_add_rmsnorm(struct comm *comm, struct kernel_strea
 
 static enum status all_gather(struct comm *comm, struct kernel_stream *stream, const void *send, void *recv,
                               size_t bytes) {
-    if (bytes == 0 || bytes % 8 != 0 || bytes > comm->own_bytes) {
+    if (bytes == 0 || bytes % 8 != 0 || bytes > COMM_PROOF_GATHER_BYTES || bytes > comm->own_bytes) {
         return comm_nccl_ops.all_gather(comm->nccl, stream, send, recv, bytes);
     }
     check_aligned(send, 8);
@@ -172,18 +173,18 @@ static void leave_meeting(struct comm *comm) {
     }
 }
 
-static void drop_slots(struct comm *comm) {
+static void drop_memory(struct comm *comm) {
     for (uint32_t r = 0; r < comm->group.world; r++) {
         if (comm->imported[r]) {
-            cudaIpcCloseMemHandle(comm->group.slots[r]);
+            cudaIpcCloseMemHandle(comm->group.memory[r]);
             comm->imported[r] = false;
         }
     }
     if (comm->meeting != NULL && *comm->group.state != P2P_ABORTED) {
         leave_meeting(comm);
     }
-    cudaFree(comm->group.slots[comm->group.rank]);
-    comm->group.slots[comm->group.rank] = NULL;
+    cudaFree(comm->group.memory[comm->group.rank]);
+    comm->group.memory[comm->group.rank] = NULL;
 }
 
 static void p2p_close(struct comm *comm) {
@@ -192,7 +193,7 @@ static void p2p_close(struct comm *comm) {
     }
     cudaSetDevice(comm->ordinal);
     if (comm->group.state != NULL) {
-        drop_slots(comm);
+        drop_memory(comm);
         cudaFreeHost((void *)comm->group.state);
     }
     if (comm->meeting != NULL) {
@@ -241,36 +242,36 @@ static void log_topology(const struct comm *comm) {
 
 static enum status allocate_state(struct comm *comm) {
     void *state = NULL;
+    int processors = 0;
     TRY(cuda_result(cudaSetDevice(comm->ordinal), "cudaSetDevice"));
     TRY(cuda_result(cudaHostAlloc(&state, sizeof *comm->group.state, cudaHostAllocMapped), "cudaHostAlloc"));
     comm->group.state = state;
     *comm->group.state = P2P_GOES_ON;
+    TRY(cuda_result(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, comm->ordinal),
+                    "cudaDeviceGetAttribute"));
+    comm->group.max_blocks = (uint32_t)processors < COMM_P2P_MAX_BLOCKS ? (uint32_t)processors : COMM_P2P_MAX_BLOCKS;
     return STATUS_OK;
 }
 
-/* Slots, and the epochs behind them. */
-static enum status allocate_slots(struct comm *comm) {
+static enum status allocate_memory(struct comm *comm) {
     struct p2p_group *group = &comm->group;
-    char *slots = NULL;
-    size_t bytes = comm_p2p_slots_bytes(group->world);
-    uint32_t epochs[P2P_MAX_BLOCKS];
-    int processors = 0;
-    TRY(cuda_result(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, comm->ordinal),
-                    "cudaDeviceGetAttribute"));
-    group->max_blocks = (uint32_t)processors < P2P_MAX_BLOCKS ? (uint32_t)processors : P2P_MAX_BLOCKS;
-    for (uint32_t i = 0; i < P2P_MAX_BLOCKS; i++) {
+    char *memory = NULL;
+    size_t bytes = comm_p2p_memory_bytes(group->world);
+    uint32_t epochs[COMM_P2P_MAX_BLOCKS];
+    for (uint32_t i = 0; i < COMM_P2P_MAX_BLOCKS; i++) {
         epochs[i] = P2P_FIRST_EPOCH;
     }
-    TRY(cuda_result(cudaMalloc((void **)&slots, bytes + sizeof epochs), "cudaMalloc"));
-    group->slots[group->rank] = slots;
-    group->slot_bytes = 2 * comm_p2p_most_bytes(group->world);
-    group->epochs = (uint32_t *)(void *)(slots + bytes);
-    TRY(cuda_result(cudaMemset(slots, 0, bytes), "cudaMemset"));
-    TRY(cuda_result(cudaMemcpy(group->epochs, epochs, sizeof epochs, cudaMemcpyHostToDevice), "cudaMemcpy"));
+    TRY(cuda_result(cudaMalloc((void **)&memory, bytes), "cudaMalloc"));
+    group->memory[group->rank] = memory;
+    group->packets_bytes = comm_p2p_packets_bytes(group->world);
+    group->most_bytes = comm_p2p_most_bytes(group->world);
+    TRY(cuda_result(cudaMemset(memory, 0, bytes), "cudaMemset"));
+    TRY(cuda_result(cudaMemcpy(memory + bytes - sizeof epochs, epochs, sizeof epochs, cudaMemcpyHostToDevice),
+                    "cudaMemcpy"));
     return cuda_result(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
 }
 
-static enum status import_slots(struct comm *comm) {
+static enum status import_memory(struct comm *comm) {
     struct p2p_group *group = &comm->group;
     for (uint32_t r = 0; r < group->world; r++) {
         const struct seat *seat = &comm->meeting->seats[r];
@@ -285,10 +286,11 @@ static enum status import_slots(struct comm *comm) {
         if (!reaches) {
             FAIL(STATUS_UNSUPPORTED, "card %d does not reach the memory of card %d", comm->ordinal, seat->ordinal);
         }
-        void *slots = NULL;
-        TRY(cuda_result(cudaIpcOpenMemHandle(&slots, seat->memory, cudaIpcMemLazyEnablePeerAccess),
+        void *peer = NULL;
+        TRY(cuda_result(cudaIpcOpenMemHandle(&peer, seat->memory, cudaIpcMemLazyEnablePeerAccess),
                         "cudaIpcOpenMemHandle"));
-        group->slots[r] = slots;
+        group->memory[r] = peer;
+        group->max_blocks = group->max_blocks < seat->max_blocks ? group->max_blocks : seat->max_blocks;
         comm->imported[r] = true;
     }
     return STATUS_OK;
@@ -300,20 +302,21 @@ static void note_fault(struct seat *seat, enum status status) {
 
 /* Shows the own memory to the others, and opens theirs; all ranks know then whether all of them could. `fault` is why
  * not, "" else. */
-static enum status exchange_slots(struct comm *comm, char *fault, size_t size) {
+static enum status exchange_memory(struct comm *comm, char *fault, size_t size) {
     uint32_t world = comm->group.world;
     struct seat *own = &comm->meeting->seats[comm->group.rank];
-    enum status status = allocate_slots(comm);
+    enum status status = allocate_memory(comm);
     if (status == STATUS_OK) {
         status =
-            cuda_result(cudaIpcGetMemHandle(&own->memory, comm->group.slots[comm->group.rank]), "cudaIpcGetMemHandle");
+            cuda_result(cudaIpcGetMemHandle(&own->memory, comm->group.memory[comm->group.rank]), "cudaIpcGetMemHandle");
     }
     own->ordinal = comm->ordinal;
+    own->max_blocks = comm->group.max_blocks;
     note_fault(own, status);
     atomic_store(&own->shown, status == STATUS_OK ? DONE : FAILED);
     TRY(barrier(comm));
     if (status == STATUS_OK) {
-        status = import_slots(comm);
+        status = import_memory(comm);
         note_fault(own, status);
     }
     atomic_store(&own->opened, status == STATUS_OK ? DONE : FAILED);
@@ -351,7 +354,7 @@ static enum status open_own(struct comm *comm, const struct comm_config *config)
     TRY(memfd_map(config->memory_fd, COMM_P2P_MEETING_BYTES, 1, &memory));
     comm->meeting = memory;
     TRY(allocate_state(comm));
-    TRY(exchange_slots(comm, comm->verdict.text, sizeof comm->verdict.text));
+    TRY(exchange_memory(comm, comm->verdict.text, sizeof comm->verdict.text));
     if (config->rank == 0) {
         log_topology(comm);
     }

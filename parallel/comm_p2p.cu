@@ -8,7 +8,6 @@
 #define SPINS_PER_LOOK (1u << 14) /* polls between two looks at the host's word, which lies behind the bus */
 #define REDUCE_THREADS 512u
 #define GATHER_THREADS 256u
-#define NORM_MAX_SPLIT 4u
 
 /* ---- packets */
 
@@ -46,10 +45,27 @@ static __device__ __forceinline__ bool gives_up(const p2p_group &group, uint32_t
     return *group.state != P2P_GOES_ON;
 }
 
-/* Slot in the memory of rank `owner` for what rank `source` pushes. */
-static __device__ __forceinline__ uint4 *slot_of(const p2p_group &group, uint32_t owner, uint32_t source,
-                                                 uint32_t epoch) {
-    return (uint4 *)(group.slots[owner] + ((epoch & 1) * group.world + source) * group.slot_bytes);
+/* Slots in the memory of rank `owner` for what rank `source` pushes. */
+static __device__ __forceinline__ uint4 *packets_of(const p2p_group &group, uint32_t owner, uint32_t source,
+                                                    uint32_t epoch) {
+    return (uint4 *)(group.memory[owner] + ((epoch & 1) * group.world + source) * 2 * group.packets_bytes);
+}
+
+static __device__ __forceinline__ uint4 *plain_of(const p2p_group &group, uint32_t owner, uint32_t source,
+                                                  uint32_t epoch) {
+    return (uint4 *)(group.memory[owner] + 4 * group.world * group.packets_bytes +
+                     ((epoch & 1) * group.world + source) * group.most_bytes);
+}
+
+static __device__ __forceinline__ uint32_t *flags_of(const p2p_group &group, uint32_t owner, uint32_t source,
+                                                     uint32_t epoch) {
+    uint32_t *flags =
+        (uint32_t *)(group.memory[owner] + 2 * group.world * (2 * group.packets_bytes + group.most_bytes));
+    return flags + ((epoch & 1) * group.world + source) * COMM_P2P_MAX_BLOCKS;
+}
+
+static __device__ __forceinline__ uint32_t *epochs_of(const p2p_group &group) {
+    return flags_of(group, group.rank, group.world, 1);
 }
 
 /* ---- epochs */
@@ -59,13 +75,18 @@ static __device__ __forceinline__ uint32_t next_epoch(uint32_t epoch) {
     return epoch == 0xffffffffu ? 2 : epoch + 1;
 }
 
-/* Clears the slots of the other turn, where flags of the epochs before the wrap lie. Nobody reads or writes them now:
- * peers push for the next epoch only once they have what this rank is about to push. */
+/* Clears the packets and flags of the other turn, which are of epochs before the wrap. Nobody reads or writes them
+ * now: peers push for the next epoch only once they have what this rank is about to push. */
 static __device__ __forceinline__ void clear_other_turn(const p2p_group &group, uint32_t epoch) {
-    uint4 *slots = slot_of(group, group.rank, 0, epoch + 1);
-    size_t n = group.world * group.slot_bytes / sizeof(uint4);
-    for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (size_t)gridDim.x * blockDim.x) {
-        slots[i] = make_uint4(0, 0, 0, 0);
+    size_t first = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    size_t stride = (size_t)gridDim.x * blockDim.x;
+    uint4 *packets = packets_of(group, group.rank, 0, epoch + 1);
+    uint32_t *flags = flags_of(group, group.rank, 0, epoch + 1);
+    for (size_t i = first; i < group.world * 2 * group.packets_bytes / sizeof(uint4); i += stride) {
+        packets[i] = make_uint4(0, 0, 0, 0);
+    }
+    for (size_t i = first; i < group.world * COMM_P2P_MAX_BLOCKS; i += stride) {
+        flags[i] = 0;
     }
     __threadfence_system();
     __syncthreads();
@@ -73,7 +94,7 @@ static __device__ __forceinline__ void clear_other_turn(const p2p_group &group, 
 
 /* The epoch of this launch. Every block has a word of its own, so that none waits for another. */
 static __device__ __forceinline__ uint32_t begin_epoch(const p2p_group &group) {
-    uint32_t epoch = *(volatile uint32_t *)&group.epochs[blockIdx.x];
+    uint32_t epoch = *(volatile uint32_t *)(epochs_of(group) + blockIdx.x);
     if (epoch == 2 || epoch == 3) {
         clear_other_turn(group, epoch);
     }
@@ -84,7 +105,7 @@ static __device__ __forceinline__ uint32_t begin_epoch(const p2p_group &group) {
  * threads have begun the epoch. */
 static __device__ __forceinline__ void end_epoch(const p2p_group &group, uint32_t epoch) {
     for (uint32_t i = blockIdx.x + threadIdx.x * gridDim.x; i < group.max_blocks; i += blockDim.x * gridDim.x) {
-        group.epochs[i] = next_epoch(epoch);
+        epochs_of(group)[i] = next_epoch(epoch);
     }
 }
 
@@ -122,13 +143,30 @@ template <typename T> static __device__ __forceinline__ void add_packet(float *s
     }
 }
 
+/* What a kernel for WORLD ranks, or for that and fewer, needs to know of its own number of peers. */
+template <int WORLD> static __device__ __forceinline__ uint32_t peers_of(const p2p_group &group) {
+    return WORLD == 2 ? 1 : group.world - 1;
+}
+
+template <typename T> static __device__ __forceinline__ void round_to(float (&values)[8]) {
+    if constexpr (sizeof(T) == 2) {
+#pragma unroll
+        for (int i = 0; i < 8; i += 2) {
+            float2 pair = widen_pair(T{}, narrow_pair<T>(values[i], values[i + 1]));
+            values[i] = pair.x;
+            values[i + 1] = pair.y;
+        }
+    }
+}
+
 /* Pushes unit u of n_units to all peers. */
-template <typename T>
+template <typename T, int WORLD>
 static __device__ __forceinline__ void push_unit(const p2p_group &group, uint32_t epoch, size_t u, size_t n_units,
                                                  const packet (&own)[unit<T>::n_packets]) {
-    for (uint32_t i = 1; i < group.world; i++) {
-        uint32_t peer = group.rank + i < group.world ? group.rank + i : group.rank + i - group.world;
-        uint4 *slot = slot_of(group, peer, group.rank, epoch) + u;
+    for (uint32_t i = 1; i <= peers_of<WORLD>(group); i++) {
+        uint32_t peer =
+            group.rank + i <= peers_of<WORLD>(group) ? group.rank + i : group.rank + i - 1 - peers_of<WORLD>(group);
+        uint4 *slot = packets_of(group, peer, group.rank, epoch) + u;
 #pragma unroll
         for (int p = 0; p < unit<T>::n_packets; p++) {
             push(slot + p * n_units, own[p], epoch);
@@ -143,7 +181,7 @@ static __device__ __forceinline__ void sum_unit(const p2p_group &group, uint32_t
                                                 const packet (&own)[unit<T>::n_packets], float (&sum)[8]) {
     constexpr int n_packets = unit<T>::n_packets;
     constexpr int batch = n_packets < 8 / WORLD ? n_packets : 8 / WORLD;
-    uint32_t n_peers = group.world - 1;
+    uint32_t n_peers = peers_of<WORLD>(group);
 #pragma unroll
     for (int first = 0; first < n_packets; first += batch) {
         uint4 seen[WORLD - 1][batch];
@@ -153,7 +191,7 @@ static __device__ __forceinline__ void sum_unit(const p2p_group &group, uint32_t
             whole = true;
 #pragma unroll
             for (uint32_t i = 0; i < WORLD - 1; i++) {
-                const uint4 *slot = slot_of(group, group.rank, i + (i >= group.rank), epoch) + u;
+                const uint4 *slot = packets_of(group, group.rank, i + (i >= group.rank), epoch) + u;
 #pragma unroll
                 for (int b = 0; b < batch; b++) {
                     if (i < n_peers) {
@@ -180,9 +218,94 @@ static __device__ __forceinline__ void sum_unit(const p2p_group &group, uint32_t
     }
 }
 
+/* ---- the same, plainly */
+
+/* The unit's packets by twos, without flags. */
+template <typename T, int WORLD>
+static __device__ __forceinline__ void push_plainly(const p2p_group &group, uint32_t epoch, size_t u, size_t n_units,
+                                                    const packet (&own)[unit<T>::n_packets]) {
+    for (uint32_t i = 1; i <= peers_of<WORLD>(group); i++) {
+        uint32_t peer =
+            group.rank + i <= peers_of<WORLD>(group) ? group.rank + i : group.rank + i - 1 - peers_of<WORLD>(group);
+        uint4 *slot = plain_of(group, peer, group.rank, epoch) + u;
+#pragma unroll
+        for (int p = 0; p < unit<T>::n_packets; p += 2) {
+            slot[p / 2 * n_units] = make_uint4(own[p].low, own[p].high, own[p + 1].low, own[p + 1].high);
+        }
+    }
+}
+
+/* Tells the peers' blocks of this number that what this block pushed is there, and waits until they have told it. */
+static __device__ __forceinline__ void meet_peers(const p2p_group &group, uint32_t epoch) {
+    __syncthreads();
+    if (threadIdx.x < group.world && threadIdx.x != group.rank) {
+        uint32_t seen;
+        uint32_t spins = 0;
+        uint32_t *theirs = flags_of(group, threadIdx.x, group.rank, epoch) + blockIdx.x;
+        const uint32_t *own = flags_of(group, group.rank, threadIdx.x, epoch) + blockIdx.x;
+        __threadfence_system();
+        asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(theirs), "r"(epoch) : "memory");
+        do {
+            asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(seen) : "l"(own) : "memory");
+            spins++;
+        } while (seen != epoch && !gives_up(group, spins));
+    }
+    __syncthreads();
+}
+
+/* After meet_peers. */
+template <typename T, int WORLD>
+static __device__ __forceinline__ void sum_plainly(const p2p_group &group, uint32_t epoch, size_t u, size_t n_units,
+                                                   const packet (&own)[unit<T>::n_packets], float (&sum)[8]) {
+    uint32_t n_peers = peers_of<WORLD>(group);
+#pragma unroll
+    for (int p = 0; p < unit<T>::n_packets; p += 2) {
+        uint4 seen[WORLD - 1];
+        float *low = sum + p * 8 / unit<T>::n_packets;
+        float *high = sum + (p + 1) * 8 / unit<T>::n_packets;
+#pragma unroll
+        for (uint32_t i = 0; i < WORLD - 1; i++) {
+            if (i < n_peers) {
+                seen[i] = look(plain_of(group, group.rank, i + (i >= group.rank), epoch) + u + p / 2 * n_units);
+            }
+        }
+#pragma unroll
+        for (uint32_t i = 0; i < WORLD; i++) { /* peer i comes behind the own part when i >= rank */
+            if (i == group.rank) {
+                add_packet<T>(low, own[p]);
+                add_packet<T>(high, own[p + 1]);
+            }
+            if (i < WORLD - 1 && i < n_peers) {
+                add_packet<T>(low, packet{seen[i].x, seen[i].y});
+                add_packet<T>(high, packet{seen[i].z, seen[i].w});
+            }
+        }
+    }
+}
+
+template <typename T, int WORLD, bool PLAIN>
+static __device__ __forceinline__ void push_any(const p2p_group &group, uint32_t epoch, size_t u, size_t n_units,
+                                                const packet (&own)[unit<T>::n_packets]) {
+    if constexpr (PLAIN) {
+        push_plainly<T, WORLD>(group, epoch, u, n_units, own);
+    } else {
+        push_unit<T, WORLD>(group, epoch, u, n_units, own);
+    }
+}
+
+template <typename T, int WORLD, bool PLAIN>
+static __device__ __forceinline__ void sum_any(const p2p_group &group, uint32_t epoch, size_t u, size_t n_units,
+                                               const packet (&own)[unit<T>::n_packets], float (&sum)[8]) {
+    if constexpr (PLAIN) {
+        sum_plainly<T, WORLD>(group, epoch, u, n_units, own, sum);
+    } else {
+        sum_unit<T, WORLD>(group, epoch, u, n_units, own, sum);
+    }
+}
+
 /* ---- kernels */
 
-template <typename T, int WORLD>
+template <typename T, int WORLD, bool PLAIN>
 static __global__ void __launch_bounds__(REDUCE_THREADS)
     reduce_kernel(const __grid_constant__ p2p_group group, T *data, size_t n_units) {
     packet own[unit<T>::n_packets];
@@ -198,66 +321,33 @@ static __global__ void __launch_bounds__(REDUCE_THREADS)
         if (u > first) {
             take_unit(data, u, own);
         }
-        push_unit<T>(group, epoch, u, n_units, own);
+        push_any<T, WORLD, PLAIN>(group, epoch, u, n_units, own);
     }
-    __syncthreads();
+    if (PLAIN) {
+        meet_peers(group, epoch);
+    } else {
+        __syncthreads();
+    }
     end_epoch(group, epoch);
     for (size_t u = first; u < n_units; u += stride) {
         float sum[8] = {0.0f};
         if (n_units > stride) {
             take_unit(data, u, own);
         }
-        sum_unit<T, WORLD>(group, epoch, u, n_units, own, sum);
+        sum_any<T, WORLD, PLAIN>(group, epoch, u, n_units, own, sum);
         store_eight<T>(data, u * 8, sum);
     }
 }
 
-/* ---- the sum of squares of a row that several blocks share */
-
-static __device__ __forceinline__ uint32_t rank_in_cluster(void) {
-#if __CUDA_ARCH__ >= 900
-    uint32_t rank;
-    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-    return rank;
-#else
-    return 0;
-#endif
-}
-
-/* The sum over all threads of the `n_blocks` blocks of a cluster, in each of them. Turn is 0 and 1 alternately: a block
- * may be one call ahead of another. */
-static __device__ __forceinline__ float cluster_sum(float value, uint32_t n_blocks, uint32_t turn) {
-    value = block_sum(value);
-#if __CUDA_ARCH__ >= 900
-    __shared__ float sums[2][NORM_MAX_SPLIT];
-    if (n_blocks > 1) {
-        if (threadIdx.x < n_blocks) {
-            uint32_t own = (uint32_t)__cvta_generic_to_shared(&sums[turn][rank_in_cluster()]);
-            uint32_t to;
-            asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(to) : "r"(own), "r"(threadIdx.x));
-            asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(to), "f"(value) : "memory");
-        }
-        asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-        value = 0.0f;
-        for (uint32_t i = 0; i < n_blocks; i++) {
-            value += sums[turn][i];
-        }
-    }
-#endif
-    return value;
-}
-
-/* `split` blocks, a cluster if more than one, take one row, a thread eight of its columns. */
-template <typename T, int WORLD>
+/* One block takes one row, a thread eight of its columns. */
+template <typename T, int WORLD, bool PLAIN>
 static __global__ void __launch_bounds__(P2P_NORM_MAX_HIDDEN / 8)
-    reduce_norm_kernel(const __grid_constant__ p2p_group group, const __grid_constant__ struct op_rmsnorm args,
-                       uint32_t split) {
+    reduce_norm_kernel(const __grid_constant__ p2p_group group, const __grid_constant__ struct op_rmsnorm args) {
     constexpr bool at_hand = WORLD * sizeof(T) <= 4; /* there are registers to have the operands of the norm early */
     uint32_t row_units = args.hidden / 8;
-    uint32_t part_units = row_units / split;
-    uint32_t column = rank_in_cluster() * part_units + threadIdx.x; /* in units */
+    uint32_t column = threadIdx.x; /* in units */
     size_t n_units = (size_t)args.n_tokens * row_units;
-    bool takes_part = threadIdx.x < part_units;
+    bool takes_part = column < row_units;
     packet own[unit<T>::n_packets];
     float x[8] = {0.0f};
     float weight[8];
@@ -266,8 +356,8 @@ static __global__ void __launch_bounds__(P2P_NORM_MAX_HIDDEN / 8)
     }
     let_dependents_launch();
     wait_for_predecessors();
-    uint32_t first = blockIdx.x / split;
-    uint32_t stride = gridDim.x / split;
+    uint32_t first = blockIdx.x;
+    uint32_t stride = gridDim.x;
     size_t u = (size_t)first * row_units + column;
     if (takes_part) {
         take_unit((const T *)args.delta, u, own); /* on its way while the epoch is */
@@ -281,9 +371,11 @@ static __global__ void __launch_bounds__(P2P_NORM_MAX_HIDDEN / 8)
         if (row > first) {
             take_unit((const T *)args.delta, u, own);
         }
-        push_unit<T>(group, epoch, u, n_units, own);
+        push_any<T, WORLD, PLAIN>(group, epoch, u, n_units, own);
     }
-    uint32_t turn = 0;
+    if (PLAIN) {
+        meet_peers(group, epoch);
+    }
     for (uint32_t row = first; row < args.n_tokens; row += stride) {
         float squares = 0.0f;
         u = (size_t)row * row_units + column;
@@ -295,16 +387,16 @@ static __global__ void __launch_bounds__(P2P_NORM_MAX_HIDDEN / 8)
             if (!at_hand || row > first) {
                 load_eight<float>(args.residual, u * 8, x);
             }
-            sum_unit<T, WORLD>(group, epoch, u, n_units, own, sum);
+            sum_any<T, WORLD, PLAIN>(group, epoch, u, n_units, own, sum);
+            round_to<T>(sum); /* as if it had been stored */
 #pragma unroll
             for (int i = 0; i < 8; i++) {
-                x[i] += widen(narrow<T>(sum[i])); /* as if the sum had been stored */
+                x[i] += sum[i];
                 squares += x[i] * x[i];
             }
             store_eight<float>(args.residual, u * 8, x);
         }
-        squares = cluster_sum(squares, split, turn);
-        turn ^= 1;
+        squares = block_sum(squares);
         float factor = 1.0f / sqrtf(squares / (float)args.hidden + args.eps);
         if (takes_part) {
             if (!at_hand) {
@@ -332,7 +424,7 @@ static __global__ void __launch_bounds__(GATHER_THREADS)
         recv[group.rank * n_words + i] = word;
         for (uint32_t r = 0; r < group.world; r++) {
             if (r != group.rank) {
-                push(slot_of(group, r, group.rank, epoch) + i, packet{word.x, word.y}, epoch);
+                push(packets_of(group, r, group.rank, epoch) + i, packet{word.x, word.y}, epoch);
             }
         }
     }
@@ -346,7 +438,7 @@ static __global__ void __launch_bounds__(GATHER_THREADS)
                 continue;
             }
             do {
-                seen = look(slot_of(group, group.rank, r, epoch) + i);
+                seen = look(packets_of(group, group.rank, r, epoch) + i);
                 spins++;
             } while (!has_come(seen, epoch) && !gives_up(group, spins));
             recv[r * n_words + i] = make_uint2(seen.x, seen.z);
@@ -362,52 +454,27 @@ static dim3 blocks_for(const struct p2p_group *group, size_t n, uint32_t threads
     return dim3((unsigned)(blocks < group->max_blocks ? blocks : group->max_blocks));
 }
 
-/* launch_dependent in clusters of `size` blocks. */
-template <typename... Parameters, typename... Args>
-static cudaError_t launch_clusters(const struct kernel_stream *stream, void (*kernel)(Parameters...), dim3 blocks,
-                                   dim3 threads, uint32_t size, Args... args) {
-    if (size == 1) {
-        return launch_dependent(stream, kernel, blocks, threads, 0, args...);
-    }
-    cudaLaunchAttribute attributes[2] = {};
-    attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[0].val.programmaticStreamSerializationAllowed = 1;
-    attributes[1].id = cudaLaunchAttributeClusterDimension;
-    attributes[1].val.clusterDim.x = size;
-    attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = blocks;
-    config.blockDim = threads;
-    config.stream = cuda_stream_handle(stream);
-    config.attrs = attributes;
-    config.numAttrs = 2;
-    return cudaLaunchKernelEx(&config, kernel, Parameters(args)...);
+static bool goes_plainly(const struct p2p_group *group, size_t count, size_t size) {
+    const char *forced = getenv("P2P_PACKETS");
+    return count * size > (forced ? (size_t)atoi(forced) : group->packets_bytes);
 }
 
 template <typename T, int WORLD>
 static cudaError_t reduce(const struct p2p_group *group, struct kernel_stream *stream, void *data, size_t count) {
-    return launch_dependent(stream, reduce_kernel<T, WORLD>, blocks_for(group, count / 8, REDUCE_THREADS),
-                            dim3(REDUCE_THREADS), 0, *group, (T *)data, count / 8);
-}
-
-/* Blocks that share a row: on cards with clusters, as many as leave each row its own. */
-static uint32_t norm_split(const struct p2p_group *group, const struct kernel_stream *stream,
-                           const struct op_rmsnorm *args) {
-    const char *forced = getenv("P2P_SPLIT");
-    uint32_t split = cuda_code_arch(stream) >= 90 ? (forced ? (uint32_t)atoi(forced) : NORM_MAX_SPLIT) : 1;
-    while (split > 1 && (args->n_tokens * split > group->max_blocks || args->hidden / 8 % split != 0)) {
-        split /= 2;
-    }
-    return split;
+    auto kernel =
+        goes_plainly(group, count, sizeof(T)) ? reduce_kernel<T, WORLD, true> : reduce_kernel<T, WORLD, false>;
+    return launch_dependent(stream, kernel, blocks_for(group, count / 8, REDUCE_THREADS), dim3(REDUCE_THREADS), 0,
+                            *group, (T *)data, count / 8);
 }
 
 template <typename T, int WORLD>
 static cudaError_t reduce_norm(const struct p2p_group *group, struct kernel_stream *stream,
                                const struct op_rmsnorm *args) {
-    uint32_t split = norm_split(group, stream, args);
-    dim3 threads((args->hidden / 8 / split + WARP - 1) / WARP * WARP);
-    return launch_clusters(stream, reduce_norm_kernel<T, WORLD>, blocks_for(group, args->n_tokens * split, 1), threads,
-                           split, *group, *args, split);
+    auto kernel = goes_plainly(group, (size_t)args->n_tokens * args->hidden, sizeof(T))
+                      ? reduce_norm_kernel<T, WORLD, true>
+                      : reduce_norm_kernel<T, WORLD, false>;
+    return launch_dependent(stream, kernel, blocks_for(group, args->n_tokens, 1),
+                            dim3((args->hidden / 8 + WARP - 1) / WARP * WARP), 0, *group, *args);
 }
 
 /* Calls FUNCTION<T, WORLD>(...) for the group's world and the data's format. */

@@ -6,7 +6,6 @@
 #include "runtime/base/clock.h"
 #include "runtime/base/rng.h"
 
-#define GATHER_MAX_BYTES ((size_t)16 << 10)
 #define GRAPH_LENGTH 40
 #define GRAPH_RUNS 3
 #define EPS 1e-6f
@@ -231,7 +230,7 @@ static enum status check_sizes(struct proof *proof, enum dtype dtype, size_t fir
     TRY(put_values(proof, dtype));
     for (size_t rows = first; rows <= last && rows * row_bytes <= proof->config->max_bytes; rows = next_rows(rows)) {
         TRY(check_sum(proof, rows * proof->row, dtype));
-        if (rows * row_bytes <= GATHER_MAX_BYTES) {
+        if (rows * row_bytes <= COMM_PROOF_GATHER_BYTES) {
             TRY(check_gather(proof, rows * row_bytes));
         }
         proof->finding.n_sizes++;

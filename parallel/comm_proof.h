@@ -7,6 +7,9 @@
 
 #define COMM_PROOF_TIMED_MAX 16
 
+/* Gathers are proven up to here, and larger ones left to the trusted communicator. */
+#define COMM_PROOF_GATHER_BYTES ((size_t)64 << 10)
+
 struct comm_proof_config {
     const struct comm_config *group; /* rows as there: sizes are whole rows of them */
     const struct comm_ops *own_ops;  /* must serve max_bytes by its own kernels meanwhile */
@@ -35,7 +38,7 @@ struct comm_verdict {
 };
 
 /* Collective. Sums of every number of rows up to 32 and of every eighth from there on, as many as max_bytes holds, in
- * the rows' format and in fp32; gathers of the same sizes while they are small. Fails only when the trusted
+ * the rows' format and in fp32; gathers of the same sizes up to COMM_PROOF_GATHER_BYTES. Fails only when the trusted
  * communicator or the device does. */
 enum status comm_prove(const struct comm_proof_config *config, struct comm_verdict *verdict);
 
