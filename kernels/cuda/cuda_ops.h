@@ -42,7 +42,7 @@ enum status cuda_host_call(struct kernel_stream *stream, void (*function)(void *
 enum status cuda_blas_open(struct kernel_stream *stream);
 void cuda_blas_close(struct kernel_stream *stream);
 
-/* ---- gemm_ring.cu: the stream's scratch memory for matrix products. To close, the stream must have passed its work. */
+/* ---- gemm_ring.cu: the stream's scratch memory for matrix products */
 enum status cuda_gemm_open(struct kernel_stream *stream);
 void cuda_gemm_close(struct kernel_stream *stream);
 
