@@ -31,7 +31,7 @@ struct plugin {
      * usable driver, or no code here for that card. */
     enum status (*card)(int ordinal, struct kernel_card *card);
     const struct kernel_ops *kernels;
-    const struct comm_ops *comm; /* between cards of this host */
+    const struct comm_ops *const *comms; /* between cards of this host; NULL ends them */
 };
 
 /* The plug-in that serves a card: the file that the environment's TANDEM_PLUGIN names, else the first of

@@ -133,3 +133,9 @@ enum status child_call_finish(struct child_call *call, uint32_t timeout_s) {
     close(call->fd);
     return status;
 }
+
+enum status child_call_run(enum status (*function)(void *argument), void *argument, size_t bytes, uint32_t timeout_s) {
+    struct child_call call;
+    TRY(child_call_start(function, argument, bytes, &call));
+    return child_call_finish(&call, timeout_s);
+}

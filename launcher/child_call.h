@@ -27,4 +27,7 @@ enum status child_call_start(enum status (*function)(void *argument), void *argu
  * when it died. */
 enum status child_call_finish(struct child_call *call, uint32_t timeout_s);
 
+/* Both, one after the other. */
+enum status child_call_run(enum status (*function)(void *argument), void *argument, size_t bytes, uint32_t timeout_s);
+
 #endif

@@ -62,6 +62,16 @@ struct config {
         uint32_t port;
     } http;
     struct {
+        char *host;
+        uint32_t port;
+        uint32_t resume_window_s;
+        uint32_t ping_s;
+        uint32_t max_connections;
+        uint32_t max_streams;
+        uint32_t max_frame_kib;
+        uint32_t send_buffer_kib;
+    } tcp;
+    struct {
         const char *level;
     } log;
 

@@ -36,8 +36,8 @@ struct supervisor {
     int exit_code;
     uint64_t deadline_ns; /* of the phase */
     int signal_fd;
-    int listener;
-    char address[LISTENER_NAME_MAX];
+    struct listener http, tcp;
+    int once; /* memfd of forgotten requests */
     int journals[SUPERVISOR_MAX_REPLICAS];
     struct group *groups[SUPERVISOR_MAX_REPLICAS];
     bool linked[SUPERVISOR_MAX_REPLICAS]; /* to the front-end that runs */
@@ -50,7 +50,7 @@ struct supervisor {
 
 /* ---- supervisor_front.c */
 
-/* Starts a front-end on the listener and the journals. */
+/* Starts a front-end on the listeners and the journals. */
 enum status front_start(struct supervisor *supervisor);
 /* Takes what it says. */
 void front_readable(struct supervisor *supervisor, uint64_t now_ns);

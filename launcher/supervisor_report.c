@@ -87,6 +87,17 @@ static void report_ranks(const struct supervisor *supervisor, uint32_t replica) 
     }
 }
 
+/* What the ranks found out of the ways between them. */
+static void report_collectives(const struct worker_ready *ready) {
+    char most[BAR_BYTES_MAX];
+    if (ready->comm_own_bytes > 0) {
+        fprintf(stderr, "  %-8s %s up to %s, %.1f us for one row\n", "sums", ready->comm_name,
+                bar_bytes((double)ready->comm_own_bytes, most), (double)ready->comm_row_us);
+    } else {
+        fprintf(stderr, "  %-8s %s\n", "sums", ready->comm_name);
+    }
+}
+
 void supervisor_report(const struct supervisor *supervisor) {
     const struct serve_plan *plan = supervisor->plan;
     const struct placement *placement = &plan->placement;
@@ -111,11 +122,15 @@ void supervisor_report(const struct supervisor *supervisor) {
     fputc('\n', stderr);
     for (uint32_t replica = 0; replica < plan->n_replicas; replica++) {
         report_ranks(supervisor, replica);
+        if (plan->init.world > 1) {
+            report_collectives(group_ready(supervisor->groups[replica], 0));
+        }
     }
     fprintf(stderr, "  %-8s %s blocks of %u: %s tokens\n", "KV", grouped(plan->plan.n_blocks - 1, number),
             plan->init.limits.block_size, grouped(plan->plan.kv_tokens, tokens));
     report_start(supervisor);
-    fprintf(stderr, "  %-8s http://%s/v1\n\n", "address", supervisor->address);
+    fprintf(stderr, "  %-8s http://%s/v1\n", "address", supervisor->http.address);
+    fprintf(stderr, "  %-8s tcp://%s\n\n", "", supervisor->tcp.address);
 }
 
 static void audit_one(const struct supervisor *supervisor, pid_t pid, enum descriptor_holder holder, const char *name) {

@@ -17,7 +17,9 @@ LAYERS = {
     "runtime/journal": BASE,
     "runtime/tokenizer": BASE + ["runtime/format/"],
     "kernels": BASE + ["kernels/"],
-    "parallel": BASE + ["kernels/kernels.h", "kernels/plugin.h", "kernels/cuda/handles.h"],
+    "parallel": BASE + ["kernels/kernels.h", "kernels/plugin.h", "kernels/cuda/handles.h",
+                        "kernels/cuda/launch.cuh", "kernels/cuda/block.cuh", "kernels/cuda/rows.cuh",
+                        "kernels/cuda/cuda_device.h"],
     "runtime/engine": BASE + ["runtime/wire/", "runtime/journal/"],
     "runtime/request": BASE + ["runtime/engine/engine.h", "runtime/journal/", "runtime/tokenizer/",
                                "runtime/format/", "runtime/wire/"],
@@ -30,7 +32,7 @@ LAYERS = {
 }
 
 # What third-party headers' names look like -> the folders and files that may see them.
-CUDA = ["kernels/cuda/", "parallel/comm_nccl.c", "parallel/comm_p2p."]
+CUDA = ["kernels/cuda/", "parallel/comm_nccl.c", "parallel/comm_p2p"]
 THIRD_PARTY = {
     r"jansson\.h": ["runtime/format/", "runtime/request/", "launcher/"],
     r"llhttp\.h": ["runtime/http/"],

@@ -13,6 +13,7 @@ struct cublas_calls; /* cuBLAS, opened at run time; see cublas.h */
 struct kernel_device {
     int ordinal;
     int arch;          /* 70, 80, 90: compute capability of the card times ten */
+    int code_arch;     /* what the code that runs on it was compiled for: at most arch */
     int n_processors;  /* streaming multiprocessors */
     size_t max_shared; /* bytes of shared memory that one block may ask for */
     const struct cublas_calls *cublas;
@@ -23,6 +24,7 @@ struct kernel_stream {
     cudaStream_t stream;
     void *cublas;               /* cublasHandle_t of this stream, bound to it and to the workspace below */
     void *cublas_workspace;     /* device memory; fixed, so that graphs may hold it */
+    void *gemm_scratch;         /* device memory of gemm_ring.cu; fixed as well, one product at a time */
     struct host_call *captured; /* host calls of the graph being recorded (stream.cu) */
 };
 

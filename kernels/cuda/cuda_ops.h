@@ -45,6 +45,10 @@ enum status cuda_blas_open(struct kernel_stream *stream);
 void cuda_blas_close(struct kernel_stream *stream);
 size_t cuda_stream_bytes(struct kernel_device *device);
 
+/* ---- gemm_ring.cu: the stream's scratch memory for matrix products. To close, the stream must have passed its work. */
+enum status cuda_gemm_open(struct kernel_stream *stream);
+void cuda_gemm_close(struct kernel_stream *stream);
+
 /* ---- math */
 size_t cuda_attention_workspace(struct kernel_device *device, uint32_t max_tokens, uint32_t n_q_heads,
                                 uint32_t head_dim, uint32_t max_kv_len);

@@ -41,6 +41,7 @@ static enum status describe(struct kernel_device *device) {
     CUDA_TRY(cudaDeviceGetAttribute(&device->n_processors, cudaDevAttrMultiProcessorCount, device->ordinal));
     CUDA_TRY(cudaDeviceGetAttribute(&max_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device->ordinal));
     device->max_shared = (size_t)max_shared;
+    TRY(cuda_find_code_arch(&device->code_arch));
     return cuda_sample_load();
 }
 

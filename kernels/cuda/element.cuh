@@ -36,11 +36,17 @@ template <> __device__ __forceinline__ float narrow<float>(float value) {
 
 /* Round to nearest even; NaN stays NaN. */
 template <> __device__ __forceinline__ bf16 narrow<bf16>(float value) {
+#if __CUDA_ARCH__ >= 800
+    uint16_t half;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(half) : "f"(value));
+    return bf16{half};
+#else
     uint32_t bits = __float_as_uint(value);
     if ((bits & 0x7fffffffu) > 0x7f800000u) {
         return bf16{(uint16_t)((bits >> 16) | 0x40u)};
     }
     return bf16{(uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
+#endif
 }
 
 template <> __device__ __forceinline__ f16 narrow<f16>(float value) {
@@ -74,6 +80,16 @@ __device__ __forceinline__ float2 widen_pair(f16, uint32_t word) {
 
 template <typename T> __device__ __forceinline__ uint32_t narrow_pair(float low, float high) {
     return (uint32_t)narrow<T>(low).bits | (uint32_t)narrow<T>(high).bits << 16;
+}
+
+template <> __device__ __forceinline__ uint32_t narrow_pair<bf16>(float low, float high) {
+#if __CUDA_ARCH__ >= 800
+    uint32_t word;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+    return word;
+#else
+    return (uint32_t)narrow<bf16>(low).bits | (uint32_t)narrow<bf16>(high).bits << 16;
+#endif
 }
 
 /* Elements p[0] and p[1], p being even in its buffer. */

@@ -1,7 +1,10 @@
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/rows.cuh"
 
 template <int V> static __global__ void embed_kernel(struct op_embed args) {
+    let_dependents_launch();
+    wait_for_predecessors();
     uint32_t token = blockIdx.x;
     size_t hidden = args.table.k;
     uint32_t row = args.token_id[token] - args.first_id; /* wraps below first_id, then fails the test too */
@@ -17,9 +20,9 @@ template <int V> static __global__ void embed_kernel(struct op_embed args) {
 
 enum status cuda_embed(struct kernel_stream *stream, const struct op_embed *args) {
     if (by_eights(args->table.k, (uintptr_t)args->table.data | (uintptr_t)args->out)) {
-        embed_kernel<8><<<row_grid(args->n_tokens, args->table.k / 8), ROW_THREADS, 0, stream->stream>>>(*args);
-    } else {
-        embed_kernel<1><<<row_grid(args->n_tokens, args->table.k), ROW_THREADS, 0, stream->stream>>>(*args);
+        dim3 grid = row_grid(args->n_tokens, args->table.k / 8);
+        return cuda_status(launch_dependent(stream, embed_kernel<8>, grid, ROW_THREADS, 0, *args), "embed");
     }
-    return CUDA_LAUNCHED("embed");
+    dim3 grid = row_grid(args->n_tokens, args->table.k);
+    return cuda_status(launch_dependent(stream, embed_kernel<1>, grid, ROW_THREADS, 0, *args), "embed");
 }

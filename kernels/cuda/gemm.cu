@@ -6,6 +6,7 @@
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/gemm_small.h"
+#include "kernels/cuda/launch.cuh"
 
 #define VECTOR_ROWS 4  /* up to here multiplying by hand keeps up with memory */
 #define TENSOR_ROWS 16 /* up to here our tensor core kernel beats cuBLAS: beyond, reading x costs too much */
@@ -48,6 +49,8 @@ __device__ __forceinline__ void multiply_tile(const float (&x)[TILE_K][PITCH], c
 }
 
 __global__ void __launch_bounds__(TILED_THREADS) gemm_tiled_kernel(const struct gemm_task task) {
+    let_dependents_launch();
+    wait_for_predecessors();
     __shared__ __align__(16) float x[TILE_K][PITCH];
     __shared__ __align__(16) float w[TILE_K][PITCH];
     uint32_t m_first = blockIdx.y * TILE;
@@ -78,8 +81,7 @@ __global__ void __launch_bounds__(TILED_THREADS) gemm_tiled_kernel(const struct 
 
 static enum status gemm_tiled(struct kernel_stream *stream, const struct gemm_task *task) {
     dim3 blocks((task->n + TILE - 1) / TILE, (task->m + TILE - 1) / TILE);
-    gemm_tiled_kernel<<<blocks, TILED_THREADS, 0, stream->stream>>>(*task);
-    return CUDA_LAUNCHED("gemm_tiled");
+    return cuda_status(launch_dependent(stream, gemm_tiled_kernel, blocks, TILED_THREADS, 0, *task), "gemm_tiled");
 }
 
 /* ---- cuBLAS */
@@ -88,6 +90,8 @@ static enum status gemm_tiled(struct kernel_stream *stream, const struct gemm_ta
 
 /* Every row of out becomes the bias, to which cuBLAS then adds in fp32. */
 __global__ void __launch_bounds__(SPREAD_THREADS) spread_bias_kernel(const struct gemm_task task) {
+    let_dependents_launch();
+    wait_for_predecessors();
     uint32_t n = blockIdx.x * SPREAD_THREADS + threadIdx.x;
     if (n >= task.n) {
         return;
@@ -117,8 +121,7 @@ static enum status gemm_cublas(struct kernel_stream *stream, const struct gemm_t
     const float beta = task->bias != NULL ? 1.0f : 0.0f;
     if (task->bias != NULL) {
         dim3 blocks((task->n + SPREAD_THREADS - 1) / SPREAD_THREADS, task->m < 1024 ? task->m : 1024);
-        spread_bias_kernel<<<blocks, SPREAD_THREADS, 0, stream->stream>>>(*task);
-        TRY(CUDA_LAUNCHED("spread_bias"));
+        TRY(cuda_status(launch_dependent(stream, spread_bias_kernel, blocks, SPREAD_THREADS, 0, *task), "spread_bias"));
     }
     /* In cuBLAS's column-major eyes: out^T [n x m] = W [n x k] x^T [k x m]. */
     int ldx = (int)(task->x_stride > task->k ? task->x_stride : task->k);
@@ -150,6 +153,9 @@ enum status cuda_gemm(struct kernel_stream *stream, const struct op_gemm *args) 
     };
     if (task.m == 0) {
         return STATUS_OK;
+    }
+    if (gemm_ring_takes(stream->device, &task)) {
+        return gemm_ring(stream, &task);
     }
     bool tensor = gemm_tensor_takes(stream->device, &task);
     if (gemm_vector_takes(&task) && (task.m <= VECTOR_ROWS || !tensor)) {

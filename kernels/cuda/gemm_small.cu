@@ -5,6 +5,7 @@
  * it comes through the first-level cache, which the weights pass by. */
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/gemm_small.h"
+#include "kernels/cuda/launch.cuh"
 
 #define THREADS 128
 #define WARPS (THREADS / 32)
@@ -19,11 +20,11 @@ template <> __device__ __forceinline__ eight<float> load_weights(const float *ad
 }
 
 template <typename T> __device__ __forceinline__ eight<T> load_x(const T *address) {
-    return eight<T>{__ldg((const uint4 *)address)};
+    return eight<T>{*(const uint4 *)address};
 }
 
 template <> __device__ __forceinline__ eight<float> load_x(const float *address) {
-    return eight<float>{__ldg((const uint4 *)address), __ldg((const uint4 *)address + 1)};
+    return eight<float>{*(const uint4 *)address, *((const uint4 *)address + 1)};
 }
 
 /* sums[m][r] += the products of one chunk of every row. */
@@ -85,6 +86,8 @@ __device__ __forceinline__ void reduce_and_store(const struct gemm_task &task, u
 /* Weight rows [R x block, + R) by M rows of x. What lies outside the matrices repeats the last row, unstored. */
 template <typename W, typename X, int M, int R>
 __global__ void __launch_bounds__(THREADS) gemm_vector_kernel(const struct gemm_task task) {
+    let_dependents_launch();
+    wait_for_predecessors();
     uint32_t n_first = blockIdx.x * R;
     const W *w_row[R];
     const X *x_row[M];
@@ -125,20 +128,21 @@ __global__ void __launch_bounds__(THREADS) gemm_vector_kernel(const struct gemm_
 }
 
 template <typename W, typename X, int M, int R>
-static void launch(struct kernel_stream *stream, const struct gemm_task *task) {
-    gemm_vector_kernel<W, X, M, R><<<(task->n + R - 1) / R, THREADS, 0, stream->stream>>>(*task);
+static enum status launch(struct kernel_stream *stream, const struct gemm_task *task) {
+    return cuda_status(
+        launch_dependent(stream, gemm_vector_kernel<W, X, M, R>, (task->n + R - 1) / R, THREADS, 0, *task),
+        "gemm_vector");
 }
 
 /* More rows of x mean fewer rows of weights in a block: the sums must stay in registers. */
-template <typename W, typename X> static void launch_rows(struct kernel_stream *stream, const struct gemm_task *task) {
-    if (task->m == 1) {
-        launch<W, X, 1, 4>(stream, task);
-    } else if (task->m == 2) {
-        launch<W, X, 2, 4>(stream, task);
-    } else if (task->m <= 4) {
-        launch<W, X, 4, 2>(stream, task);
-    } else {
-        launch<W, X, 8, 2>(stream, task);
+template <typename W, typename X>
+static enum status launch_rows(struct kernel_stream *stream, const struct gemm_task *task) {
+    switch (task->m) {
+    case 1: return launch<W, X, 1, 4>(stream, task);
+    case 2: return launch<W, X, 2, 4>(stream, task);
+    case 3:
+    case 4: return launch<W, X, 4, 2>(stream, task);
+    default: return launch<W, X, 8, 2>(stream, task);
     }
 }
 
@@ -157,19 +161,14 @@ bool gemm_vector_takes(const struct gemm_task *task) {
 
 enum status gemm_vector(struct kernel_stream *stream, const struct gemm_task *task) {
     if (task->w_dtype == DTYPE_F32) {
-        launch_rows<float, float>(stream, task);
-    } else if (task->w_dtype == DTYPE_F16) {
-        if (task->x_dtype == DTYPE_F16) {
-            launch_rows<f16, f16>(stream, task);
-        } else {
-            launch_rows<f16, float>(stream, task);
-        }
-    } else if (task->x_dtype == DTYPE_BF16) {
-        launch_rows<bf16, bf16>(stream, task);
-    } else if (task->x_dtype == DTYPE_F16) {
-        launch_rows<bf16, f16>(stream, task);
-    } else {
-        launch_rows<bf16, float>(stream, task);
+        return launch_rows<float, float>(stream, task);
     }
-    return CUDA_LAUNCHED("gemm_vector");
+    if (task->w_dtype == DTYPE_F16) {
+        return task->x_dtype == DTYPE_F16 ? launch_rows<f16, f16>(stream, task) : launch_rows<f16, float>(stream, task);
+    }
+    switch (task->x_dtype) {
+    case DTYPE_BF16: return launch_rows<bf16, bf16>(stream, task);
+    case DTYPE_F16: return launch_rows<bf16, f16>(stream, task);
+    default: return launch_rows<bf16, float>(stream, task);
+    }
 }

@@ -5,6 +5,7 @@
  * row) feed two products of 16 k as they lie in memory, and no weight passes through shared memory. A block takes 16
  * weight rows whole; its warps share out k and join their sums at the end. */
 #include "kernels/cuda/gemm_small.h"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/mma.cuh"
 
 #define WARPS 8
@@ -96,7 +97,7 @@ __device__ __forceinline__ void multiply(const struct gemm_task &task, uint32_t 
             uint4 x[TILES];
 #pragma unroll
             for (int tile = 0; tile < TILES; tile++) {
-                x[tile] = chunk < n_chunks ? __ldg((const uint4 *)(x_row[tile] + (size_t)chunk * 8)) : zero;
+                x[tile] = chunk < n_chunks ? *(const uint4 *)(x_row[tile] + (size_t)chunk * 8) : zero;
             }
             add_group<T, TILES>(w[group], x, sums);
         }
@@ -108,6 +109,8 @@ __device__ __forceinline__ void multiply(const struct gemm_task &task, uint32_t 
 template <typename T, int TILES>
 __global__ void __launch_bounds__(THREADS) gemm_tensor_kernel(const struct gemm_task task) {
 #if CUDA_HAS_MMA
+    let_dependents_launch();
+    wait_for_predecessors();
     float sums[TILES][4] = {};
     multiply<T, TILES>(task, blockIdx.x * ROWS, sums);
     join_and_store<TILES>(task, blockIdx.x * ROWS, sums);
@@ -138,22 +141,14 @@ bool gemm_tensor_takes(const struct kernel_device *device, const struct gemm_tas
            (uintptr_t)task->x % 16 == 0;
 }
 
-template <typename T> static void launch(struct kernel_stream *stream, const struct gemm_task *task) {
+template <typename T> static enum status launch(struct kernel_stream *stream, const struct gemm_task *task) {
     uint32_t blocks = (task->n + ROWS - 1) / ROWS;
-    if (task->m <= 8) {
-        gemm_tensor_kernel<T, 1><<<blocks, THREADS, 0, stream->stream>>>(*task);
-    } else if (task->m <= 16) {
-        gemm_tensor_kernel<T, 2><<<blocks, THREADS, 0, stream->stream>>>(*task);
-    } else {
-        gemm_tensor_kernel<T, MAX_TILES><<<blocks, THREADS, 0, stream->stream>>>(*task);
-    }
+    auto kernel = task->m <= 8    ? gemm_tensor_kernel<T, 1>
+                  : task->m <= 16 ? gemm_tensor_kernel<T, 2>
+                                  : gemm_tensor_kernel<T, MAX_TILES>;
+    return cuda_status(launch_dependent(stream, kernel, blocks, THREADS, 0, *task), "gemm_tensor");
 }
 
 enum status gemm_tensor(struct kernel_stream *stream, const struct gemm_task *task) {
-    if (task->w_dtype == DTYPE_BF16) {
-        launch<bf16>(stream, task);
-    } else {
-        launch<f16>(stream, task);
-    }
-    return CUDA_LAUNCHED("gemm_tensor");
+    return task->w_dtype == DTYPE_BF16 ? launch<bf16>(stream, task) : launch<f16>(stream, task);
 }

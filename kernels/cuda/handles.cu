@@ -12,8 +12,19 @@ int cuda_device_ordinal(const struct kernel_device *device) {
     return device->ordinal;
 }
 
+int cuda_code_arch(const struct kernel_stream *stream) {
+    return stream->device->code_arch;
+}
+
 /* Compiled for what all kernels are compiled for: where this one has code, they have. */
 __global__ void has_code(void) {
+}
+
+enum status cuda_find_code_arch(int *arch) {
+    cudaFuncAttributes code;
+    CUDA_TRY(cudaFuncGetAttributes(&code, has_code));
+    *arch = code.ptxVersion;
+    return STATUS_OK;
 }
 
 static enum status fail_driver(cudaError_t error) {

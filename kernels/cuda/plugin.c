@@ -5,7 +5,10 @@
 #include "kernels/cuda/host.h"
 
 extern const struct kernel_ops kernels_cuda_ops;
+extern const struct comm_ops comm_p2p_ops;
 extern const struct comm_ops comm_nccl_ops;
+
+static const struct comm_ops *const comms[] = {&comm_p2p_ops, &comm_nccl_ops, NULL};
 
 __attribute__((visibility("default"))) extern const struct plugin tandem_plugin;
 
@@ -14,5 +17,5 @@ const struct plugin tandem_plugin = {
     .attach = host_attach,
     .card = cuda_card,
     .kernels = &kernels_cuda_ops,
-    .comm = &comm_nccl_ops,
+    .comms = comms,
 };

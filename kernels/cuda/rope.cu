@@ -1,4 +1,5 @@
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/rows.cuh"
 
 /* Two rows of a step on one slot are padding rows: each has the same token at position 0, so the first of them writes
@@ -38,6 +39,8 @@ static __device__ void rotate(float (&first)[V], float (&second)[V], const float
 
 /* An item is V elements of a head's first half and their partners in the second. */
 template <int V> static __global__ void rope_kv_kernel(struct op_rope_kv args, size_t block_elements) {
+    let_dependents_launch();
+    wait_for_predecessors();
     uint32_t token = blockIdx.x;
     uint32_t dim = args.kv.head_dim;
     uint32_t half = dim / 2;
@@ -74,10 +77,10 @@ enum status cuda_rope_kv(struct kernel_stream *stream, const struct op_rope_kv *
     size_t block_elements = kv_block_elements(&args->kv);
     if (by_eights(half, (uintptr_t)args->qkv | (uintptr_t)args->rope | (uintptr_t)args->cache)) {
         dim3 grid = row_grid(args->n_tokens, n_heads * half / 8);
-        rope_kv_kernel<8><<<grid, ROW_THREADS, 0, stream->stream>>>(*args, block_elements);
-    } else {
-        dim3 grid = row_grid(args->n_tokens, n_heads * half);
-        rope_kv_kernel<1><<<grid, ROW_THREADS, 0, stream->stream>>>(*args, block_elements);
+        return cuda_status(launch_dependent(stream, rope_kv_kernel<8>, grid, ROW_THREADS, 0, *args, block_elements),
+                           "rope_kv");
     }
-    return CUDA_LAUNCHED("rope_kv");
+    dim3 grid = row_grid(args->n_tokens, n_heads * half);
+    return cuda_status(launch_dependent(stream, rope_kv_kernel<1>, grid, ROW_THREADS, 0, *args, block_elements),
+                       "rope_kv");
 }

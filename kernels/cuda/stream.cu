@@ -23,6 +23,12 @@ struct kernel_graph {
 
 /* ---- streams */
 
+static void close_stream(struct kernel_stream *stream) {
+    cuda_gemm_close(stream);
+    cuda_blas_close(stream);
+    cudaStreamDestroy(stream->stream);
+}
+
 enum status cuda_copy_stream_create(struct kernel_device *device, struct kernel_stream **result) {
     TRY(cuda_enter(device));
     struct kernel_stream *stream = (struct kernel_stream *)xcalloc(1, sizeof *stream);
@@ -41,6 +47,9 @@ enum status cuda_stream_create(struct kernel_device *device, struct kernel_strea
     struct kernel_stream *stream;
     TRY(cuda_copy_stream_create(device, &stream));
     enum status status = cuda_blas_open(stream);
+    if (status == STATUS_OK) {
+        status = cuda_gemm_open(stream);
+    }
     if (status != STATUS_OK) {
         cuda_stream_destroy(stream);
         return status;
@@ -55,8 +64,7 @@ void cuda_stream_destroy(struct kernel_stream *stream) {
     }
     cudaSetDevice(stream->device->ordinal);
     cudaStreamSynchronize(stream->stream);
-    cuda_blas_close(stream);
-    cudaStreamDestroy(stream->stream);
+    close_stream(stream);
     cudaGetLastError(); /* a failure of the stream's work is no failure of what this thread does next */
     free(stream);
 }

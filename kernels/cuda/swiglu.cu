@@ -1,7 +1,10 @@
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/rows.cuh"
 
 template <int V> static __global__ void swiglu_kernel(struct op_swiglu args) {
+    let_dependents_launch();
+    wait_for_predecessors();
     size_t token = blockIdx.x;
     size_t columns = args.n_columns;
     for (size_t i = row_item() * V; i < columns; i += row_items() * V) {
@@ -19,9 +22,9 @@ template <int V> static __global__ void swiglu_kernel(struct op_swiglu args) {
 
 enum status cuda_swiglu(struct kernel_stream *stream, const struct op_swiglu *args) {
     if (by_eights(args->n_columns, (uintptr_t)args->gate_up | (uintptr_t)args->out)) {
-        swiglu_kernel<8><<<row_grid(args->n_tokens, args->n_columns / 8), ROW_THREADS, 0, stream->stream>>>(*args);
-    } else {
-        swiglu_kernel<1><<<row_grid(args->n_tokens, args->n_columns), ROW_THREADS, 0, stream->stream>>>(*args);
+        dim3 grid = row_grid(args->n_tokens, args->n_columns / 8);
+        return cuda_status(launch_dependent(stream, swiglu_kernel<8>, grid, ROW_THREADS, 0, *args), "swiglu");
     }
-    return CUDA_LAUNCHED("swiglu");
+    dim3 grid = row_grid(args->n_tokens, args->n_columns);
+    return cuda_status(launch_dependent(stream, swiglu_kernel<1>, grid, ROW_THREADS, 0, *args), "swiglu");
 }

@@ -29,13 +29,14 @@ static void place_step(struct cursor *cursor, const struct batch_limits *limits,
 }
 
 static void place_layers(struct cursor *cursor, const struct model_config *config, const struct shard_model *shard,
-                         const struct batch_limits *limits, size_t act, struct batch_buffers *buffers) {
+                         const struct batch_limits *limits, enum dtype dtype, struct batch_buffers *buffers) {
+    size_t act = dtype_bytes(dtype);
     size_t tokens = limits->max_tokens;
     size_t hidden = config->hidden_size;
     size_t head = (size_t)config->head_dim * act;
     buffers->residual = take(cursor, tokens * hidden, sizeof(float));
     buffers->sampled_residual = take(cursor, limits->max_rows * hidden, sizeof(float));
-    buffers->delta = take(cursor, tokens * hidden, sizeof(float));
+    buffers->delta = take(cursor, tokens * hidden, dtype_bytes(batch_delta_dtype(dtype)));
     buffers->normed = take(cursor, tokens * hidden, act);
     buffers->sampled_attended = take(cursor, (size_t)limits->max_rows * shard->n_q, head);
     /* Attention is over when the feed-forward begins. */
@@ -67,7 +68,7 @@ size_t batch_buffers_place(const struct model_config *config, const struct shard
                            struct batch_buffers *buffers) {
     struct cursor cursor = {.memory = memory};
     place_step(&cursor, limits, buffers);
-    place_layers(&cursor, config, shard, limits, dtype_bytes(act), buffers);
+    place_layers(&cursor, config, shard, limits, act, buffers);
     buffers->workspace = take(&cursor, workspace_bytes, 1);
     place_head(&cursor, config, shard, limits, buffers);
     return cursor.used;

@@ -45,7 +45,8 @@ struct batch_buffers {
     /* of the layers */
     float *residual;         /* [T][H] */
     float *sampled_residual; /* [S][H] */
-    float *delta;            /* [T][H] what is added to the residual next; before that, this rank's part of it */
+    void *delta;             /* [T][H] in batch_delta_dtype: what is added to the residual next; before that, this
+                              * rank's part of it */
     void *normed;            /* [T][H] act */
     void *qkv;               /* [T][(Q + 2 G) D] act */
     void *attended;          /* [T][Q D] act */
@@ -62,6 +63,12 @@ struct batch_buffers {
     struct step_result *own_results;  /* [M] */
     struct step_result *results;      /* [S + W]: the last gather may write W - 1 entries too many */
 };
+
+/* What a sublayer's output is rounded to, and travels in, before it is summed over the ranks and added to the residual:
+ * bf16 with bf16 activations, fp32 else - fp16 overflows there. */
+static inline enum dtype batch_delta_dtype(enum dtype act) {
+    return act == DTYPE_BF16 ? DTYPE_BF16 : DTYPE_F32;
+}
 
 /* Points `buffers` into `memory` (NULL: only the size matters) and returns the bytes needed. `workspace_bytes` is
  * kernel_ops.attention_workspace for this rank. */

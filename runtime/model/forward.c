@@ -56,7 +56,7 @@ static enum status reduce_and_norm(struct pass *pass, bool add, const float *wei
     struct op_rmsnorm args = {
         .residual = pass->residual,
         .delta = add ? model->buffers.delta : NULL,
-        .delta_dtype = DTYPE_F32,
+        .delta_dtype = model->delta,
         .weight = weight,
         .weight_dtype = DTYPE_F32,
         .out = model->buffers.normed,
@@ -70,7 +70,7 @@ static enum status reduce_and_norm(struct pass *pass, bool add, const float *wei
     }
     if (add) {
         TRY(model->comm_ops->all_reduce(model->comm, pass->stream, model->buffers.delta,
-                                        (size_t)pass->n_tokens * model->config.hidden_size, DTYPE_F32));
+                                        (size_t)pass->n_tokens * model->config.hidden_size, model->delta));
     }
     return model->kernels->rmsnorm(pass->stream, &args);
 }
@@ -175,7 +175,7 @@ static enum status run_layer(struct pass *pass, uint32_t layer) {
             return STATUS_OK;
         }
     }
-    TRY(multiply(pass, &weights->o, weights->o_bias, pass->attended, buffers->delta, DTYPE_F32, pass->n_tokens,
+    TRY(multiply(pass, &weights->o, weights->o_bias, pass->attended, buffers->delta, model->delta, pass->n_tokens,
                  &weights->gate_up));
     TRY(reduce_and_norm(pass, true, weights->ffn_norm));
     TRY(multiply(pass, &weights->gate_up, weights->gate_up_bias, buffers->normed, buffers->gate_up, model->act,
@@ -186,8 +186,8 @@ static enum status run_layer(struct pass *pass, uint32_t layer) {
                                .n_tokens = pass->n_tokens,
                                .n_columns = model->shard.n_ffn};
     TRY(model->kernels->swiglu(pass->stream, &swiglu));
-    return multiply(pass, &weights->down, weights->down_bias, buffers->ffn, buffers->delta, DTYPE_F32, pass->n_tokens,
-                    next);
+    return multiply(pass, &weights->down, weights->down_bias, buffers->ffn, buffers->delta, model->delta,
+                    pass->n_tokens, next);
 }
 
 /* ---- from logits to ids, `count` sampled rows from `first` on */

@@ -9,8 +9,8 @@
  * enqueued before. Every rank of the group must enqueue the same steps in the same order. What is enqueued depends on
  * the batch's counts and flags alone, so that it can be recorded in a graph.
  *
- * The residual stream, the sums over ranks and the logits are fp32. After a greedy step, model->buffers.logits holds
- * this rank's columns of the logits of the last pass over the head. */
+ * The residual stream and the logits are fp32; sums over ranks are taken in fp32 of parts in batch_delta_dtype. After a
+ * greedy step, model->buffers.logits holds this rank's columns of the logits of the last pass over the head. */
 enum status forward_enqueue(struct model *model, struct kernel_stream *stream, const struct step_batch *batch);
 
 #endif

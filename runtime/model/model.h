@@ -16,6 +16,7 @@ struct model {
     struct model_config config;
     struct shard_model shard;
     enum dtype act;       /* of activations */
+    enum dtype delta;     /* of what sublayers add to the residual: batch_delta_dtype(act) */
     uint32_t n_valid_ids; /* logits of ids from here on are left out */
     const struct kernel_ops *kernels;
     struct kernel_device *device;

@@ -127,6 +127,8 @@ FIGURE(plan_seconds, (double)f->stats.plan_ns / 1e9)
 FIGURE(apply_seconds, (double)f->stats.apply_ns / 1e9)
 FIGURE(group_up, f->replica->up)
 FIGURE(group_losses, f->replica->downs)
+FIGURE(comm_own_bytes, f->replica->ready.comm_own_bytes)
+FIGURE(comm_row_seconds, (double)f->replica->ready.comm_row_us / 1e6)
 FIGURE(journal_used, f->journal_used)
 FIGURE(journal_size, f->journal_total)
 
@@ -145,6 +147,10 @@ static const struct engine_family engine_families[] = {
     {"tandem_engine_apply_seconds", "gauge", "CPU time of applying the last step's results.", apply_seconds},
     {"tandem_group_up", "gauge", "Whether the workers of the replica are serving.", group_up},
     {"tandem_group_losses_total", "counter", "Times the workers of the replica were lost.", group_losses},
+    {"tandem_collectives_own_max_bytes", "gauge", "Largest sum over ranks by own kernels, proven at start; 0: none.",
+     comm_own_bytes},
+    {"tandem_collectives_row_seconds", "gauge", "Sum, add and norm of one row as measured at start; 0: not measured.",
+     comm_row_seconds},
     {"tandem_journal_used_bytes", "gauge", "Journal pool in use.", journal_used},
     {"tandem_journal_size_bytes", "gauge", "Journal pool in all.", journal_size},
 };
@@ -165,6 +171,12 @@ static void write_engines(struct page *page) {
             snprintf(label, sizeof label, ",engine=\"%u\"", i);
             write_sample(page, family->name, label, family->value(&figures[i]));
         }
+    }
+    write_family(page, "tandem_collectives_info", "gauge", "What serves decode-sized sums over the ranks.");
+    for (uint32_t i = 0; i < server->n_replicas; i++) {
+        char serves[64];
+        snprintf(serves, sizeof serves, ",engine=\"%u\",serves=\"%s\"", i, server->replicas[i].ready.comm_name);
+        write_sample(page, "tandem_collectives_info", serves, 1);
     }
     char config[160];
     const struct step_limits *limits = &server->init.limits;
@@ -195,6 +207,27 @@ static void write_frontend(struct page *page) {
     write_single(page, "tandem_calls", "gauge", "Requests being answered now.", page->server->n_calls);
 }
 
+static void write_tsp(struct page *page) {
+    const struct server *server = page->server;
+    const struct tsp_metrics *metrics = &server->tsp.metrics;
+    write_single(page, "tandem_tcp_connections_total", "counter", "Connections of the stream protocol accepted.",
+                 (double)metrics->connections);
+    write_single(page, "tandem_tcp_connections", "gauge", "Connections of the stream protocol open now.",
+                 server->tsp.n_connections);
+    write_single(page, "tandem_tcp_streams", "gauge", "Streams on them, up to their acknowledgement.",
+                 tsp_streams(server));
+    write_single(page, "tandem_tcp_requests", "gauge", "Requests that are known: running, or kept for their clients.",
+                 server->tsp.n_requests);
+    write_single(page, "tandem_tcp_forgotten_requests", "gauge", "Ids that are remembered as over.",
+                 once_count(server->tsp.once));
+    write_single(page, "tandem_tcp_submits_total", "counter", "Requests taken up for the first time.",
+                 (double)metrics->submits);
+    write_single(page, "tandem_stream_resumes_total", "counter", "Requests taken up again by a client.",
+                 (double)metrics->resumes);
+    write_single(page, "tandem_tcp_expired_total", "counter", "Requests whose resume window ended.",
+                 (double)metrics->expired);
+}
+
 void metrics_write(struct server *server, struct buf *out) {
     struct page page = {.out = out, .server = server};
     const struct metrics *metrics = &server->metrics;
@@ -203,6 +236,7 @@ void metrics_write(struct server *server, struct buf *out) {
     buf_append_text(&page.model, "\"");
     write_engines(&page);
     write_frontend(&page);
+    write_tsp(&page);
     write_histogram(&page, "vllm:time_to_first_token_seconds", "From the request to its first token.",
                     &metrics->time_to_first_token);
     write_histogram(&page, "vllm:inter_token_latency_seconds", "Between two tokens of an answer.",

@@ -31,7 +31,11 @@ static void end_texts(struct control_msg *message) {
         END_TEXT(message->body.frontend.api_key_file);
         END_TEXT(message->body.frontend.tokenizer_dir);
         break;
-    case CONTROL_READY: END_TEXT(message->body.ready.device_name); break;
+    case CONTROL_READY:
+    case CONTROL_GROUP_UP:
+        END_TEXT(message->body.ready.device_name);
+        END_TEXT(message->body.ready.comm_name);
+        break;
     case CONTROL_GROUP_DOWN:
     case CONTROL_ERROR: END_TEXT(message->body.text); break;
     default: break;

@@ -8,11 +8,11 @@
  *   worker -> supervisor     LOADING bytes done and total, at most some ten a second
  *   worker -> supervisor     READY  struct worker_ready
  *   supervisor -> worker     LINK   epoch of the link          fds: link socket, step ring
- *   supervisor -> front-end  INIT   struct frontend_init     fds: HTTP listener, then per replica its journal
+ *   supervisor -> front-end  INIT   struct frontend_init     fds: FRONTEND_FDS, then per replica its journal
  *   front-end -> supervisor  READY  listeners are served (requests wait until a group is up)
- *   supervisor -> front-end  GROUP_UP  replica, epoch, plan  fds: step ring, then the link socket of each rank
- *   supervisor -> front-end  GROUP_DOWN replica, epoch, text: deaths without progress so far, whether given up
- *   front-end -> supervisor  PROGRESS replica: tokens have come since the group came up; deaths are forgiven
+ *   supervisor -> front-end  GROUP_UP  replica, epoch, what rank 0 said at READY  fds: step ring, then the link socket
+ * of each rank supervisor -> front-end  GROUP_DOWN replica, epoch, text: deaths without progress so far, whether given
+ * up front-end -> supervisor  PROGRESS replica: tokens have come since the group came up; deaths are forgiven
  *   supervisor -> any        DRAIN  finish what runs within `value` ms, take nothing new (front-end)
  *   supervisor -> any        STOP   exit now
  *   front-end -> supervisor  DRAINED nothing runs any more
@@ -26,6 +26,7 @@
 #include "runtime/base/dtype.h"
 #include "runtime/base/status.h"
 #include "runtime/wire/step_body.h"
+#include "runtime/wire/tsp_limits.h"
 
 #define CONTROL_PATH_MAX 1024
 #define CONTROL_MAX_WORLD 16
@@ -84,7 +85,14 @@ struct worker_ready {
     uint64_t free_bytes, total_bytes;             /* of the card now */
     struct worker_times times;
     char device_name[64];
+    char comm_name[16];      /* what serves decode-sized sums over the ranks */
+    uint64_t comm_own_bytes; /* the largest sum that kernels of our own, proven at start, serve; 0: none */
+    float comm_row_us;       /* of the sum, add and norm of one row, as measured at start; 0: not measured */
 };
+
+/* Descriptors of a front-end's INIT in front of the journals: the listeners of HTTP and of the stream protocol, and the
+ * memfd of forgotten requests. */
+enum frontend_fd { FRONTEND_HTTP, FRONTEND_TCP, FRONTEND_ONCE, FRONTEND_FDS };
 
 /* The front-end's configuration, resolved and checked by the supervisor. */
 struct frontend_init {
@@ -101,6 +109,7 @@ struct frontend_init {
     uint64_t journal_bytes; /* of each replica's journal */
     uint32_t recover;       /* the journal holds the requests of a front-end that died */
     uint32_t drain_timeout_ms;
+    struct tsp_limits tsp;
 };
 
 struct control_msg {

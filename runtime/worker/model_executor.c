@@ -153,7 +153,8 @@ static enum status end_loading(struct loading *loading, enum status status) {
 
 /* ---- open and close */
 
-static enum status open_comm(struct executor *executor, const struct executor_config *config) {
+static enum status open_comm(struct executor *executor, const struct executor_config *config,
+                             const struct plan_input *input) {
     const struct worker_init *init = config->init;
     uint64_t start_ns = clock_now_ns();
     executor->comm_ops = comm_find(comm_name_for(init->backend, init->world));
@@ -163,6 +164,8 @@ static enum status open_comm(struct executor *executor, const struct executor_co
         .kernels = executor->kernels,
         .device = executor->device,
         .max_bytes = executor->plan.comm_max_bytes,
+        .row_elements = input->config->hidden_size,
+        .row_dtype = batch_delta_dtype(executor->kernels->activation_dtype(input->dtype)),
         .memory_fd = config->comm_fd,
         .spin = init->spin != 0,
         .timeout_ns = COMM_TIMEOUT_NS,
@@ -251,14 +254,15 @@ static enum status warm_up(struct executor *executor) {
 }
 
 /* All that needs no weights. */
-static enum status open_rest(struct executor *executor, const struct executor_config *config) {
+static enum status open_rest(struct executor *executor, const struct executor_config *config,
+                             const struct plan_input *input) {
     const struct plan_rank *planned = &executor->plan.rank[executor->init.rank];
     size_t free_bytes = executor->free_bytes;
     compare(executor, "weights, KV and buffers",
             planned->weight_bytes + planned->kv_bytes + planned->activation_bytes + planned->slot_bytes, &free_bytes);
     TRY(executor->kernels->stream_create(executor->device, &executor->stream));
     compare(executor, "libraries", planned->backend_bytes, &free_bytes);
-    TRY(open_comm(executor, config));
+    TRY(open_comm(executor, config, input));
     compare(executor, "communicator", planned->comm_bytes, &free_bytes);
     TRY(open_flights(executor));
     TRY(fill_padding_slot(executor));
@@ -286,7 +290,7 @@ static enum status open_parts(struct executor *executor, const struct executor_c
     TRY(open_device(executor));
     TRY(make_plan(executor, &model_config, &input));
     TRY(begin_loading(&loading, &input));
-    TRY(end_loading(&loading, open_rest(executor, config)));
+    TRY(end_loading(&loading, open_rest(executor, config, &input)));
     return config->graphs ? record_graphs(executor) : STATUS_OK;
 }
 
@@ -360,6 +364,13 @@ static void model_executor_describe(const struct executor *executor, struct work
     if (strcmp(executor->kernels->name, "cuda") == 0) {
         describe_card(executor, ready);
     }
+    struct comm_report report = {.serves = executor->comm_ops->name};
+    if (executor->comm_ops->report != NULL) {
+        executor->comm_ops->report(executor->comm, &report);
+    }
+    snprintf(ready->comm_name, sizeof ready->comm_name, "%s", report.serves);
+    ready->comm_own_bytes = report.own_bytes;
+    ready->comm_row_us = report.row_us;
 }
 
 /* ---- steps */

@@ -18,31 +18,28 @@
 /* ---- listeners */
 
 TEST(listeners_are_named_as_clients_write_them) {
-    int fd;
-    char name[LISTENER_NAME_MAX];
-    EXPECT_OK(listener_bind("127.0.0.1", 0, &fd, name));
-    EXPECT(strncmp(name, "127.0.0.1:", 10) == 0 && strtol(name + 10, NULL, 10) > 0);
-    EXPECT(listen(fd, 1) == 0);
-    EXPECT((fcntl(fd, F_GETFD) & FD_CLOEXEC) != 0);
+    struct listener first;
+    EXPECT_OK(listener_bind("http", "127.0.0.1", 0, &first));
+    EXPECT(strncmp(first.address, "127.0.0.1:", 10) == 0 && strtol(first.address + 10, NULL, 10) > 0);
+    EXPECT(listen(first.fd, 1) == 0);
+    EXPECT((fcntl(first.fd, F_GETFD) & FD_CLOEXEC) != 0);
 
-    int second;
-    char other[LISTENER_NAME_MAX];
-    EXPECT_FAILS(listener_bind("localhost", (uint32_t)strtol(name + 10, NULL, 10), &second, other), STATUS_IO,
-                 "is in use by another program");
-    close(fd);
-    EXPECT_FAILS(listener_bind("192.0.2.1", 0, &fd, name), STATUS_IO,
+    struct listener second;
+    uint32_t port = (uint32_t)strtol(first.address + 10, NULL, 10);
+    EXPECT_FAILS(listener_bind("tcp", "localhost", port, &second), STATUS_IO, "is in use by another program");
+    close(first.fd);
+    EXPECT_FAILS(listener_bind("http", "192.0.2.1", 0, &second), STATUS_IO,
                  "http.host: 192.0.2.1 is no address of this host");
-    EXPECT_FAILS(listener_bind("example.org", 0, &fd, name), STATUS_INVALID, "is no address");
+    EXPECT_FAILS(listener_bind("tcp", "example.org", 0, &second), STATUS_INVALID, "tcp.host: \"example.org\" is no");
 }
 
 TEST(an_ipv6_listener_has_brackets) {
-    int fd;
-    char name[LISTENER_NAME_MAX];
-    if (listener_bind("::1", 0, &fd, name) != STATUS_OK) {
+    struct listener listener;
+    if (listener_bind("http", "::1", 0, &listener) != STATUS_OK) {
         test_skip("this host has no IPv6");
     }
-    EXPECT(strncmp(name, "[::1]:", 6) == 0);
-    close(fd);
+    EXPECT(strncmp(listener.address, "[::1]:", 6) == 0);
+    close(listener.fd);
 }
 
 /* ---- lines */

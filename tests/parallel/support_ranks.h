@@ -1,10 +1,13 @@
-/* Runs the ranks of a group: as forked processes that map one memfd, or as threads of this process that share one
- * mapping. */
+/* Runs the ranks of a group: as forked processes that map one memfd, with a card each or without, or as threads of this
+ * process that share one mapping. */
 #ifndef TANDEM_TESTS_PARALLEL_SUPPORT_RANKS_H
 #define TANDEM_TESTS_PARALLEL_SUPPORT_RANKS_H
 
 #include "parallel/comm.h"
 #include "tests/harness/test.h"
+
+/* Of what a group says its rows are, in bf16. */
+#define ROW_ELEMENTS 5120u
 
 struct rank_run {
     const struct comm_ops *ops;
@@ -25,6 +28,8 @@ extern const struct kernel_ops direct_kernels;
  * backend. */
 void run_as_processes(const struct kernel_ops *kernels, uint32_t world, size_t max_bytes, bool spin, uint64_t seed,
                       void (*body)(struct rank_run *run));
+/* The same on test_max_world() cards, with that communicator. */
+void run_on_cards(const char *comm, size_t max_bytes, void (*body)(struct rank_run *run));
 void run_as_threads(uint32_t world, size_t max_bytes, bool spin, uint64_t seed, void (*body)(struct rank_run *run));
 
 #endif

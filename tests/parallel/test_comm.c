@@ -339,11 +339,15 @@ TEST(a_backend_has_its_communicator) {
     EXPECT_TEXT(comm_name_for("cuda", 1), "self");
     EXPECT_TEXT(comm_name_for("cpu", 2), "shm");
     EXPECT_TEXT(comm_name_for("null", 2), "shm");
-    EXPECT_TEXT(comm_name_for("cuda", 2), "nccl");
+    EXPECT_TEXT(comm_name_for("cuda", 2), "p2p");
+    EXPECT_TEXT(comm_name_for("cuda", 8), "p2p");
+    EXPECT_TEXT(comm_name_for("cuda", 9), "nccl");
     EXPECT_EQ(comm_memory_bytes("self", 1, 1000), 0);
     EXPECT_EQ(comm_memory_bytes("shm", 2, 1000), comm_shm_bytes(2, 1000));
     EXPECT_EQ(comm_memory_bytes("nccl", 2, 1000), 4096);
+    EXPECT_EQ(comm_memory_bytes("p2p", 2, 1000), 8192);
     EXPECT_EQ(comm_device_bytes("self", 1, 1000), 0);
     EXPECT_EQ(comm_device_bytes("shm", 2, 1000), comm_shm_bytes(2, 1000) / 2);
     EXPECT(comm_device_bytes("nccl", 2, 1000) > 100 << 20);
+    EXPECT_EQ(comm_device_bytes("p2p", 2, 1000) - comm_device_bytes("nccl", 2, 1000), (20 << 20) + 5 * 512 * 4);
 }

@@ -13,6 +13,7 @@
 
 static struct kernel_ops kernels;
 static const struct comm_ops comm = {.name = "nccl"};
+static const struct comm_ops *const comms[] = {&comm, NULL};
 
 static enum status card(int ordinal, struct kernel_card *out) {
     if (ordinal < 0 || ordinal > 3) {
@@ -71,4 +72,4 @@ static void attach(const struct plugin_host *program) {
 __attribute__((visibility("default"))) extern const struct plugin tandem_plugin;
 
 const struct plugin tandem_plugin = {
-    .build_id = TANDEM_PLUGIN_ID, .attach = attach, .card = card, .kernels = &kernels, .comm = &comm};
+    .build_id = TANDEM_PLUGIN_ID, .attach = attach, .card = card, .kernels = &kernels, .comms = comms};

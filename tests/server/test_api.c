@@ -387,6 +387,9 @@ TEST(metrics_count) {
     EXPECT(rig_metric(&rig, "vllm:request_generation_tokens_sum{") == tokens + 3);
     rig_await_metric(&rig, "vllm:generation_tokens_total{", tokens + 3);
     rig_await_metric(&rig, "tandem_journal_used_bytes{", 0);
+    EXPECT(rig_metric(&rig, "tandem_collectives_info{model_name=\"tandem-r1-tiny\",engine=\"0\",serves=\"p2p\"") == 1);
+    EXPECT(rig_metric(&rig, "tandem_collectives_own_max_bytes{") == 65536);
+    EXPECT(rig_metric(&rig, "tandem_collectives_row_seconds{") == 3.5 / 1e6);
     rig_stop(&rig);
 }
 

@@ -160,7 +160,7 @@ TEST(control_texts_are_always_ended) {
     static struct control_msg sent, got;
     int fds[CHANNEL_MAX_FDS];
     uint32_t n_fds;
-    const uint32_t types[] = {CONTROL_INIT, CONTROL_READY, CONTROL_GROUP_DOWN, CONTROL_ERROR};
+    const uint32_t types[] = {CONTROL_INIT, CONTROL_READY, CONTROL_GROUP_UP, CONTROL_GROUP_DOWN, CONTROL_ERROR};
     for (size_t i = 0; i < sizeof types / sizeof types[0]; i++) {
         memset(&sent.body, 'A', sizeof sent.body);
         sent.type = types[i];
@@ -176,8 +176,10 @@ TEST(control_texts_are_always_ended) {
             EXPECT_EQ(got.body.worker.deterministic, 0x41414141);
             EXPECT_EQ(got.body.frontend.n_replicas, 0x41414141);
             EXPECT_EQ(got.body.frontend.drain_timeout_ms, 0x41414141);
-        } else if (types[i] == CONTROL_READY) {
+        } else if (types[i] == CONTROL_READY || types[i] == CONTROL_GROUP_UP) {
             EXPECT_EQ(strlen(got.body.ready.device_name), sizeof got.body.ready.device_name - 1);
+            EXPECT_EQ(strlen(got.body.ready.comm_name), sizeof got.body.ready.comm_name - 1);
+            EXPECT_EQ(got.body.ready.comm_own_bytes, 0x4141414141414141);
         } else {
             EXPECT_EQ(strlen(got.body.text), sizeof got.body.text - 1);
         }
