@@ -5,7 +5,6 @@
 #include "runtime/base/alloc.h"
 #include "runtime/base/check.h"
 #include "runtime/base/clock.h"
-#include "runtime/base/log.h"
 #include "runtime/base/rng.h"
 #include "runtime/server/server_internal.h"
 
