@@ -141,7 +141,7 @@ static inline struct tsp_session_config host_stub_config(struct host_stub *stub)
         .host = &host_stub_table,
         .context = stub,
         .welcome = {.version = TSP_VERSION,
-                    .max_frame = 2048,
+                    .max_frame = 8192,
                     .max_streams = 4,
                     .resume_window_ms = 1000,
                     .ping_ms = 100,
