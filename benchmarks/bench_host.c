@@ -11,7 +11,7 @@
  * Columns: tokens per second through HTTP; the engine's CPU time to plan and apply a step (median of samples); CPU time
  * per token of the front-end's engine thread, of its loop, of both; of the bare sends; and the ratio of the last two.
  * CPU times are those of the threads as the kernel counts them, so that what else runs on the machine shows little. */
-#define _GNU_SOURCE /* prctl */
+#define _DEFAULT_SOURCE /* MAP_ANONYMOUS */
 #include <arpa/inet.h>
 #include <dirent.h>
 #include <errno.h>
@@ -25,20 +25,20 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "benchmarks/support_process.h"
 #include "runtime/base/alloc.h"
 #include "runtime/base/channel.h"
 #include "runtime/base/check.h"
 #include "runtime/base/clock.h"
-#include "runtime/base/log.h"
 #include "runtime/http/http_client.h"
 #include "runtime/journal/journal.h"
+#include "runtime/journal/once.h"
 #include "runtime/server/frontend.h"
 #include "runtime/wire/step_ring.h"
 #include "runtime/wire/worker_msg.h"
@@ -69,7 +69,7 @@ struct tally {
 struct rig {
     pid_t frontend, worker;
     int frontend_control, worker_control;
-    uint16_t port;
+    uint16_t port, tcp_port;
     struct tally *tally;
 };
 
@@ -77,22 +77,8 @@ struct result {
     double tokens_per_s, step_us, engine_us, loop_us, bare_us, bytes_per_event;
 };
 
-static void check_status(enum status status) {
-    CHECK(status == STATUS_OK, "%s", status_text());
-}
-
 static void sleep_ms(long ms) {
     nanosleep(&(struct timespec){.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000}, NULL);
-}
-
-/* A child that dies with this process. */
-static pid_t start_child(void) {
-    pid_t child = fork();
-    CHECK(child >= 0, "fork: %s", strerror(errno));
-    if (child == 0) {
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
-    }
-    return child;
 }
 
 static void end_child(pid_t child) {
@@ -134,42 +120,26 @@ static struct step_limits make_limits(void) {
                                 .max_ids = MAX_LEN};
 }
 
-static void expect(int control, enum control_type type) {
-    struct control_msg message;
-    uint32_t n_fds = 0;
-    do {
-        check_status(control_receive(control, &message, NULL, &n_fds, 0));
-        CHECK(message.type != CONTROL_ERROR, "%s", message.body.text);
-    } while (message.type != (uint32_t)type);
-}
-
-static int start_process(int (*run)(int control_fd), pid_t *child) {
-    int pair[2];
-    check_status(channel_pair(pair));
-    *child = start_child();
-    if (*child == 0) {
-        close(pair[0]);
-        log_setup(LOG_ERROR, "bench");
-        exit(run(pair[1]));
-    }
-    close(pair[1]);
-    return pair[0];
-}
-
 static void init_frontend(struct rig *rig, const struct step_limits *limits) {
     struct control_msg message = {.type = CONTROL_INIT};
     struct frontend_init *init = &message.body.frontend;
-    *init = (struct frontend_init){.n_replicas = 1, .world = 1, .limits = *limits, .queue_max = MAX_STREAMS};
+    *init = (struct frontend_init){
+        .n_replicas = 1, .world = 1, .limits = *limits, .queue_max = MAX_STREAMS, .tsp = tsp_limits_default()};
+    init->n_valid_ids = TEXT_IDS;
     snprintf(init->model_dir, sizeof init->model_dir, "%s", MODEL_DIR);
+    snprintf(init->tokenizer_dir, sizeof init->tokenizer_dir, "%s", MODEL_DIR);
     init->max_body_bytes = step_body_max_bytes(limits);
     init->journal_bytes = journal_bytes(frontend_journal_slots(limits, init->queue_max), 256u << 20);
-    int fds[2];
-    fds[0] = listen_anywhere(&rig->port);
-    check_status(memfd_make("journal", (size_t)init->journal_bytes, &fds[1]));
-    check_status(control_send(rig->frontend_control, &message, fds, 2));
-    close(fds[0]);
-    close(fds[1]);
-    expect(rig->frontend_control, CONTROL_READY);
+    int fds[FRONTEND_FDS + 1];
+    fds[FRONTEND_HTTP] = listen_anywhere(&rig->port);
+    fds[FRONTEND_TCP] = listen_anywhere(&rig->tcp_port);
+    must(memfd_make("once", once_bytes(), &fds[FRONTEND_ONCE]));
+    must(memfd_make("journal", (size_t)init->journal_bytes, &fds[FRONTEND_FDS]));
+    must(control_send(rig->frontend_control, &message, fds, FRONTEND_FDS + 1));
+    for (int i = 0; i < FRONTEND_FDS + 1; i++) {
+        close(fds[i]);
+    }
+    control_expect(rig->frontend_control, CONTROL_READY);
 }
 
 static void init_worker(struct rig *rig, const struct step_limits *limits) {
@@ -184,13 +154,13 @@ static void init_worker(struct rig *rig, const struct step_limits *limits) {
                                                .first_cpu = -1};
     snprintf(message.body.worker.model_dir, CONTROL_PATH_MAX, "%s", MODEL_DIR);
     int progress;
-    check_status(memfd_make("progress", sizeof(struct progress_page), &progress));
-    check_status(control_send(rig->worker_control, &message, &progress, 1));
+    must(memfd_make("progress", sizeof(struct progress_page), &progress));
+    must(control_send(rig->worker_control, &message, &progress, 1));
     close(progress);
     struct control_msg ids = {.type = CONTROL_COMM_IDS};
-    expect(rig->worker_control, CONTROL_COMM_ID);
-    check_status(control_send(rig->worker_control, &ids, NULL, 0));
-    expect(rig->worker_control, CONTROL_READY);
+    control_expect(rig->worker_control, CONTROL_COMM_ID);
+    must(control_send(rig->worker_control, &ids, NULL, 0));
+    control_expect(rig->worker_control, CONTROL_READY);
 }
 
 /* A worker that takes a step every PERIOD_US and answers it at its end. */
@@ -203,11 +173,11 @@ static _Noreturn void run_paced(int link, int ring_fd, const struct step_limits 
     uint64_t next_ns = clock_now_ns();
     for (uint64_t step = 1; recv(link, doorbell, sizeof doorbell, 0) > 0; step++) {
         if (ring == NULL) {
-            check_status(step_ring_open_reader(ring_fd, 1, step_body_max_bytes(limits), &ring));
+            must(step_ring_open_reader(ring_fd, 1, step_body_max_bytes(limits), &ring));
         }
         const void *body;
         size_t bytes;
-        check_status(step_ring_read(ring, step, &body, &bytes));
+        must(step_ring_read(ring, step, &body, &bytes));
         const struct step_header *header = body;
         for (uint32_t i = 0; i < header->n_sampled; i++) {
             results[i].id = (uint32_t)((step * 31 + i * 7) % TEXT_IDS);
@@ -229,26 +199,26 @@ static void start_rig(struct rig *rig, bool paced) {
     struct step_limits limits = make_limits();
     int pair[2];
     int ring;
-    rig->frontend_control = start_process(frontend_main, &rig->frontend);
+    rig->frontend_control = process_start(frontend_main, &rig->frontend);
     init_frontend(rig, &limits);
-    check_status(channel_pair(pair));
-    check_status(memfd_make("ring", step_ring_bytes(step_body_max_bytes(&limits)), &ring));
+    must(channel_pair(pair));
+    must(memfd_make("ring", step_ring_bytes(step_body_max_bytes(&limits)), &ring));
     if (paced) {
-        rig->worker = start_child();
+        rig->worker = child_start();
         if (rig->worker == 0) {
             close(pair[0]);
             run_paced(pair[1], ring, &limits);
         }
     } else {
-        rig->worker_control = start_process(worker_main, &rig->worker);
+        rig->worker_control = process_start(worker_main, &rig->worker);
         init_worker(rig, &limits);
         struct control_msg link = {.type = CONTROL_LINK, .epoch = 1};
         int link_fds[2] = {pair[1], ring};
-        check_status(control_send(rig->worker_control, &link, link_fds, 2));
+        must(control_send(rig->worker_control, &link, link_fds, 2));
     }
     struct control_msg up = {.type = CONTROL_GROUP_UP, .epoch = 1};
     int up_fds[2] = {ring, pair[0]};
-    check_status(control_send(rig->frontend_control, &up, up_fds, 2));
+    must(control_send(rig->frontend_control, &up, up_fds, 2));
     close(pair[0]);
     close(pair[1]);
     close(ring);
@@ -320,7 +290,7 @@ static _Noreturn void run_client(uint16_t port, uint32_t n, const char *request,
 
 static pid_t start_client(const struct rig *rig, uint16_t port, uint32_t n, const char *request) {
     *rig->tally = (struct tally){0};
-    pid_t child = start_child();
+    pid_t child = child_start();
     if (child == 0) {
         run_client(port, n, request, rig->tally);
     }
@@ -367,8 +337,8 @@ static double metric(struct buf *page, const char *series) {
 static double read_step_us(struct http_client *client, double *steps) {
     struct buf page = {0};
     int status;
-    check_status(http_client_request(client, "/metrics", NULL, 0, &status));
-    check_status(http_client_body(client, &page));
+    must(http_client_request(client, "/metrics", NULL, 0, &status));
+    must(http_client_body(client, &page));
     *steps = metric(&page, "tandem_engine_steps_total{");
     double us = 1e6 * (metric(&page, "tandem_engine_plan_seconds{") + metric(&page, "tandem_engine_apply_seconds{"));
     buf_free(&page);
@@ -444,7 +414,7 @@ static void measure_steps(const struct rig *rig, bool paced, uint32_t n, struct 
     char url[64];
     snprintf(url, sizeof url, "http://127.0.0.1:%u", rig->port);
     struct http_client *scraper;
-    check_status(http_client_open(url, NULL, 60000, &scraper));
+    must(http_client_open(url, NULL, 60000, &scraper));
     pid_t client = start_streams(rig, paced, n);
     double samples[MAX_SAMPLES];
     size_t n_samples = 0;
@@ -490,7 +460,7 @@ static void measure_bare(const struct rig *rig, bool paced, uint32_t n, struct r
     uint16_t port;
     int listener = listen_anywhere(&port);
     atomic_store(sent, 0);
-    pid_t sender = start_child();
+    pid_t sender = child_start();
     if (sender == 0) {
         run_sender(listener, n, (size_t)result->bytes_per_event, paced, sent);
     }

@@ -1,322 +1,382 @@
-/* The math ops of the cpu backend beside what the machine can do.
+/* The math ops of a backend beside what the machine can do, at the shapes that models have when they are split over TP
+ * ranks.
  *
- *     bench_ops [--threads N] [--isa c|avx2|avx512] [--only OP] [--spin 0|1] [--pin FIRST_CPU]
+ *   bench_ops [--backend cpu|cuda] [--model NAME] [--tp 1,2] [--only OP] [--json] ...
  *
- * Measures the machine's read bandwidth and arithmetic first (and once more at the end: others may be at work), then
- * each op at the shapes of SmolLM2-135M, tandem-r1-tiny and a layer of Qwen2-7B. A table goes to standard error, one
- * JSON object per line to standard output. Weights are taken in turn from a buffer much larger than the caches, as a
- * model's layers are. Times are the best and the median of several repetitions. */
+ * Weights and caches are taken in turn from a buffer much larger than the processor's caches, as a model's layers are.
+ * Many runs of an op are recorded as a graph and replayed, so that launching does not show. Columns: the best and the
+ * median of several replays; bytes read and written per second, and floating-point operations per second, each with its
+ * share of the ceiling that was measured in the same run. */
+#include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
-#include "benchmarks/ceilings.h"
-#include "runtime/base/rng.h"
+#include "benchmarks/support_ceiling.h"
+#include "benchmarks/support_options.h"
+#include "benchmarks/support_report.h"
+#include "kernels/cpu/cpu_device.h"
+#include "launcher/args.h"
+#include "runtime/base/alloc.h"
+#include "runtime/base/check.h"
+#include "runtime/base/clock.h"
 
-#define WEIGHT_BYTES ((size_t)512 << 20)
-#define MAX_ROWS 512u
-#define MAX_COLUMNS 49152u
-#define REPETITIONS 15
-#define REPETITION_NS 25000000ull
+#define REPLAYS 7
+#define REPLAY_S 0.01 /* of one replay, as long as its runs are no more than RUNS_MAX */
+#define RUNS_MAX 256u
+#define RUN_MAX_S 1.0 /* what takes longer is run once */
+#define BLOCK 16u
+#define INTS_BYTES ((size_t)16 << 20)
+
+struct model_shape {
+    const char *name;
+    uint32_t hidden, q_heads, kv_heads, head_dim, ffn, vocab;
+};
+
+/* config.json of the models: the R1 distills, and two small ones for processors. */
+static const struct model_shape models[] = {
+    {"tandem-r1-tiny", 256, 4, 2, 64, 512, 512},   {"smollm2-135m", 576, 9, 3, 64, 1536, 49152},
+    {"qwen-1.5b", 1536, 12, 2, 128, 8960, 151936}, {"qwen-7b", 3584, 28, 4, 128, 18944, 152064},
+    {"llama-8b", 4096, 32, 8, 128, 14336, 128256}, {"qwen-14b", 5120, 40, 8, 128, 13824, 152064},
+    {"qwen-32b", 5120, 40, 8, 128, 27648, 152064}, {"llama-70b", 8192, 64, 8, 128, 28672, 128256},
+};
+enum { MODELS = sizeof models / sizeof models[0], CARD_FIRST = 2 };
+
+/* What differs between a processor and a card. */
+struct scale {
+    size_t weight_bytes;
+    const uint32_t *rows; /* of products, ascending, 0 ends them */
+    uint32_t prefill;     /* tokens of one prompt */
+    uint32_t context;     /* of decode rows */
+    uint32_t head_rows;   /* most rows that go through the head */
+};
+static const uint32_t cpu_rows[] = {1, 4, 16, 64, 512, 0};
+static const uint32_t card_rows[] = {1, 8, 16, 32, 64, 128, 256, 2048, 0};
+static const struct scale cpu_scale = {(size_t)512 << 20, cpu_rows, 512, 512, 16};
+static const struct scale card_scale = {(size_t)4 << 30, card_rows, 2048, 1024, 256};
 
 struct bench {
     const struct kernel_ops *ops;
     struct kernel_device *device;
     struct kernel_stream *stream;
-    uint32_t threads;
+    const struct scale *scale;
+    struct ceiling ceiling;
+    enum dtype act;
     const char *only;
-    double read_rate;  /* bytes/s */
-    double arithmetic; /* flop/s */
-    char *weights;     /* WEIGHT_BYTES of small bf16 numbers */
-    float *x;
-    float *out;
-    uint32_t *ints; /* MAX_ROWS small arrays for the ops that take indices */
+    const char *model; /* in the rows that are printed */
+    uint32_t tp;
+    char *weights; /* scale->weight_bytes of small numbers; caches, too */
+    char *x, *out; /* the largest operands that any shape has */
+    char *logits;  /* fp32, of head_rows rows */
+    char *ints;    /* INTS_BYTES for the small arrays of one op */
+    size_t ints_used;
 };
 
 /* One thing to measure: `enqueue` puts the i-th run of it on the stream. */
 struct work {
     const char *op;
-    char shape[96];
+    char shape[64];
     double bytes; /* read and written by one run, weights and cache included */
     double flops;
-    void (*enqueue)(struct bench *bench, const void *context, uint32_t i);
+    enum status (*enqueue)(struct bench *bench, const void *context, uint32_t i);
     const void *context;
 };
 
 static void require(enum status status) {
     if (status != STATUS_OK) {
         fprintf(stderr, "bench_ops: %s\n", status_text());
-        exit(1);
+        exit(EXIT_FAILED);
     }
 }
 
-static int compare_times(const void *a, const void *b) {
-    double first = *(const double *)a;
-    double second = *(const double *)b;
-    return (first > second) - (first < second);
+/* ---- measuring */
+
+static struct kernel_graph *record(struct bench *bench, const struct work *work, uint32_t runs) {
+    struct kernel_graph *graph;
+    require(bench->ops->graph_begin(bench->stream));
+    for (uint32_t i = 0; i < runs; i++) {
+        require(work->enqueue(bench, work->context, i));
+    }
+    require(bench->ops->graph_end(bench->stream, &graph));
+    return graph;
 }
 
-static double run_seconds(struct bench *bench, const struct work *work, uint32_t count) {
+static double replay_seconds(struct bench *bench, struct kernel_graph *graph) {
     uint64_t start_ns = clock_now_ns();
-    for (uint32_t i = 0; i < count; i++) {
-        work->enqueue(bench, work->context, i);
-    }
+    require(bench->ops->graph_launch(graph, bench->stream));
     require(bench->ops->stream_sync(bench->stream));
-    return (double)(clock_now_ns() - start_ns) * 1e-9 / count;
+    return (double)(clock_now_ns() - start_ns) * 1e-9;
+}
+
+static double run_seconds(struct bench *bench, const struct work *work) {
+    uint64_t start_ns = clock_now_ns();
+    require(work->enqueue(bench, work->context, 0));
+    require(bench->ops->stream_sync(bench->stream));
+    return (double)(clock_now_ns() - start_ns) * 1e-9;
+}
+
+static void print_work(const struct bench *bench, const struct work *work, const struct spread *spread, double best) {
+    const struct ceiling *ceiling = &bench->ceiling;
+    REPORT_ROW("op", CELL_TEXT("model", bench->model), CELL("tp", bench->tp, 0), CELL_TEXT("op", work->op),
+               CELL_WIDE("shape", work->shape), CELL("best_us", best * 1e6, 2),
+               CELL("median_us", spread->median * 1e6, 2), CELL("gb_per_s", work->bytes / best * 1e-9, 1),
+               CELL("of_read_%", 100 * work->bytes / best / ceiling->read_rate, 1),
+               CELL("gflop_per_s", work->flops / best * 1e-9, 0),
+               CELL("of_arith_%", 100 * work->flops / best / ceiling->arithmetic, 1));
 }
 
 static void measure(struct bench *bench, const struct work *work) {
     if (bench->only != NULL && strcmp(bench->only, work->op) != 0) {
         return;
     }
-    double first = run_seconds(bench, work, 1);
-    double wanted = (double)REPETITION_NS * 1e-9 / (first > 1e-7 ? first : 1e-7);
-    uint32_t count = wanted < 1 ? 1 : wanted > 20000 ? 20000 : (uint32_t)wanted;
-    double seconds[REPETITIONS];
-    for (int i = 0; i < REPETITIONS; i++) {
-        seconds[i] = run_seconds(bench, work, count);
+    double first = run_seconds(bench, work);
+    double again = first < RUN_MAX_S ? run_seconds(bench, work) : first; /* without what a first time costs */
+    double wanted = REPLAY_S / again;
+    uint32_t runs = wanted < 1 ? 1 : wanted > RUNS_MAX ? RUNS_MAX : (uint32_t)wanted;
+    uint32_t replays = again < RUN_MAX_S ? REPLAYS : 1;
+    double seconds[REPLAYS];
+    struct kernel_graph *graph = record(bench, work, runs);
+    replay_seconds(bench, graph);
+    for (uint32_t i = 0; i < replays; i++) {
+        seconds[i] = replay_seconds(bench, graph) / runs;
     }
-    qsort(seconds, REPETITIONS, sizeof *seconds, compare_times);
-    double best = seconds[0];
-    double median = seconds[REPETITIONS / 2];
-    double of_read = work->bytes / best / bench->read_rate;
-    double of_arithmetic = work->flops / best / bench->arithmetic;
-    fprintf(stderr, "%-10s %-46s %10.1f %10.1f %8.1f %5.0f%% %8.1f %5.0f%%\n", work->op, work->shape, best * 1e6,
-            median * 1e6, work->bytes / best * 1e-9, of_read * 100, work->flops / best * 1e-9, of_arithmetic * 100);
-    printf(
-        "{\"op\": \"%s\", \"shape\": \"%s\", \"threads\": %u, \"isa\": \"%s\", \"best_us\": %.2f, \"median_us\": %.2f, "
-        "\"gb_per_s\": %.2f, \"of_read_bandwidth\": %.3f, \"gflop_per_s\": %.2f, \"of_arithmetic\": %.3f}\n",
-        work->op, work->shape, bench->threads, cpu_isa_name(cpu_isa()), best * 1e6, median * 1e6,
-        work->bytes / best * 1e-9, of_read, work->flops / best * 1e-9, of_arithmetic);
-    fflush(stdout);
+    bench->ops->graph_destroy(graph);
+    struct spread spread = spread_of(seconds, replays);
+    print_work(bench, work, &spread, seconds[0]);
 }
 
-/* ---- gemm */
+/* A small array of the op that is about to be measured, on the device. */
+static void *put_ints(struct bench *bench, const void *values, size_t bytes) {
+    void *place = bench->ints + bench->ints_used;
+    bench->ints_used += (bytes + 255) / 256 * 256;
+    CHECK(bench->ints_used <= INTS_BYTES, "more than %zu bytes of small arrays", INTS_BYTES);
+    require(bench->ops->copy(bench->stream, place, values, bytes, KERNEL_COPY_TO_DEVICE));
+    require(bench->ops->stream_sync(bench->stream));
+    return place;
+}
 
-struct gemm_shape {
-    const char *name;
-    uint32_t n, k;
-};
+/* ---- matrix products */
 
 struct gemm_context {
     struct op_gemm args;
     size_t weight_bytes;
 };
 
-static void enqueue_gemm(struct bench *bench, const void *context, uint32_t i) {
+static enum status enqueue_gemm(struct bench *bench, const void *context, uint32_t i) {
     const struct gemm_context *gemm = context;
     struct op_gemm args = gemm->args;
-    size_t copies = WEIGHT_BYTES / gemm->weight_bytes;
+    size_t copies = bench->scale->weight_bytes / gemm->weight_bytes;
     args.weight.data = bench->weights + i % copies * gemm->weight_bytes;
-    require(bench->ops->gemm(bench->stream, &args));
+    return bench->ops->gemm(bench->stream, &args);
 }
 
-static struct op_gemm gemm_args(const struct bench *bench, uint32_t m, uint32_t n, uint32_t k, enum dtype dtype) {
-    return (struct op_gemm){.weight = {.format = dtype, .n = n, .k = k, .data = bench->weights},
-                            .x = bench->x,
-                            .x_stride = k,
-                            .out = bench->out,
-                            .out_stride = n,
-                            .m = m};
-}
-
-static void measure_gemm(struct bench *bench, const char *name, uint32_t m, uint32_t n, uint32_t k, enum dtype dtype) {
-    struct gemm_context context = {.args = gemm_args(bench, m, n, k, dtype)};
-    context.weight_bytes = (size_t)n * k * dtype_bytes(dtype);
+static void bench_product(struct bench *bench, const char *name, uint32_t m, uint32_t n, uint32_t k, enum dtype out) {
+    struct gemm_context context = {.args = {.weight = {.format = DTYPE_BF16, .n = n, .k = k, .data = bench->weights},
+                                            .x = bench->x,
+                                            .x_dtype = bench->act,
+                                            .x_stride = k,
+                                            .out = bench->out,
+                                            .out_dtype = out,
+                                            .out_stride = n,
+                                            .m = m},
+                                   .weight_bytes = (size_t)n * k * 2};
     struct work work = {.op = "gemm", .enqueue = enqueue_gemm, .context = &context};
-    snprintf(work.shape, sizeof work.shape, "%s M=%u N=%u K=%u %s", name, m, n, k, dtype_name(dtype));
-    work.bytes = (double)context.weight_bytes + 4.0 * m * ((double)n + k);
+    CHECK(context.weight_bytes <= bench->scale->weight_bytes, "%s of %u x %u is too large", name, n, k);
+    snprintf(work.shape, sizeof work.shape, "%s M=%u N=%u K=%u", name, m, n, k);
+    work.bytes = (double)context.weight_bytes + (double)m * k * (double)dtype_bytes(bench->act) +
+                 (double)m * n * (double)dtype_bytes(out);
     work.flops = 2.0 * m * n * k;
     measure(bench, &work);
 }
 
-static void bench_gemm(struct bench *bench) {
-    static const struct gemm_shape smollm2[] = {{"smollm2 qkv", 960, 576},
-                                                {"smollm2 o", 576, 576},
-                                                {"smollm2 gate_up", 3072, 576},
-                                                {"smollm2 down", 576, 1536},
-                                                {"smollm2 head", 49152, 576}};
-    static const struct gemm_shape tiny[] = {{"tiny qkv", 512, 256},
-                                             {"tiny o", 256, 256},
-                                             {"tiny gate_up", 1024, 256},
-                                             {"tiny down", 256, 512},
-                                             {"tiny head", 512, 256}};
-    static const struct gemm_shape large[] = {
-        {"7b qkv", 4608, 3584}, {"7b o", 3584, 3584}, {"7b gate_up", 37888, 3584}, {"7b down", 3584, 18944}};
-    static const uint32_t rows[] = {1, 2, 4, 8, 16, 64, 512};
-    for (size_t i = 0; i < sizeof smollm2 / sizeof *smollm2; i++) {
-        for (size_t r = 0; r < sizeof rows / sizeof *rows; r++) {
-            if (smollm2[i].n < MAX_COLUMNS || rows[r] <= 16) {
-                measure_gemm(bench, smollm2[i].name, rows[r], smollm2[i].n, smollm2[i].k, DTYPE_BF16);
-            }
+static void bench_products(struct bench *bench, const struct model_shape *shape) {
+    uint32_t heads = (shape->q_heads + 2 * shape->kv_heads) / bench->tp;
+    uint32_t ffn = shape->ffn / bench->tp;
+    for (const uint32_t *m = bench->scale->rows; *m != 0; m++) {
+        bench_product(bench, "qkv", *m, heads * shape->head_dim, shape->hidden, bench->act);
+        bench_product(bench, "o", *m, shape->hidden, shape->q_heads / bench->tp * shape->head_dim, DTYPE_F32);
+        bench_product(bench, "gate_up", *m, 2 * ffn, shape->hidden, bench->act);
+        bench_product(bench, "down", *m, shape->hidden, ffn, DTYPE_F32);
+        if (*m <= bench->scale->head_rows) {
+            bench_product(bench, "head", *m, shape->vocab / bench->tp, shape->hidden, DTYPE_F32);
         }
     }
-    measure_gemm(bench, "smollm2 gate_up", 1, 3072, 576, DTYPE_F16);
-    measure_gemm(bench, "smollm2 gate_up", 16, 3072, 576, DTYPE_F16);
-    measure_gemm(bench, "smollm2 gate_up", 512, 3072, 576, DTYPE_F16);
-    measure_gemm(bench, "smollm2 gate_up", 1, 3072, 576, DTYPE_F32);
-    measure_gemm(bench, "smollm2 gate_up", 512, 3072, 576, DTYPE_F32);
-    for (size_t i = 0; i < sizeof tiny / sizeof *tiny; i++) {
-        measure_gemm(bench, tiny[i].name, 1, tiny[i].n, tiny[i].k, DTYPE_BF16);
-        measure_gemm(bench, tiny[i].name, 64, tiny[i].n, tiny[i].k, DTYPE_BF16);
-    }
-    for (size_t i = 0; i < sizeof large / sizeof *large; i++) {
-        measure_gemm(bench, large[i].name, 1, large[i].n, large[i].k, DTYPE_BF16);
-        measure_gemm(bench, large[i].name, 16, large[i].n, large[i].k, DTYPE_BF16);
-        if (large[i].n <= 4608) {
-            measure_gemm(bench, large[i].name, 256, large[i].n, large[i].k, DTYPE_BF16);
-        }
-    }
-}
-
-/* All products of a step of SmolLM2-135M in order, replayed as a graph: what decoding and prefill mostly are. */
-static void enqueue_graph(struct bench *bench, const void *context, uint32_t i) {
-    (void)i;
-    struct kernel_graph *const *graph = context;
-    require(bench->ops->graph_launch(*graph, bench->stream));
-}
-
-static void bench_chain(struct bench *bench, uint32_t m) {
-    enum { LAYERS = 30, HIDDEN = 576, FFN = 1536, QKV = 960 };
-    static const struct gemm_shape layer[] = {
-        {"qkv", QKV, HIDDEN}, {"o", HIDDEN, HIDDEN}, {"gate_up", 2 * FFN, HIDDEN}, {"down", HIDDEN, FFN}};
-    struct kernel_graph *graph = NULL;
-    struct work work = {.op = "chain", .enqueue = enqueue_graph, .context = &graph};
-    size_t at = 0;
-    require(bench->ops->graph_begin(bench->stream));
-    for (int i = 0; i <= LAYERS; i++) {
-        for (size_t j = 0; j < (i < LAYERS ? 4 : 1); j++) {
-            /* Prefill wants the logits of its last row alone. */
-            uint32_t rows = i < LAYERS || m <= 16 ? m : 1;
-            struct op_gemm args = gemm_args(bench, rows, i < LAYERS ? layer[j].n : MAX_COLUMNS,
-                                            i < LAYERS ? layer[j].k : HIDDEN, DTYPE_BF16);
-            args.weight.data = bench->weights + at;
-            at += (size_t)args.weight.n * args.weight.k * 2;
-            work.flops += 2.0 * rows * args.weight.n * args.weight.k;
-            work.bytes += 4.0 * rows * ((double)args.weight.n + args.weight.k);
-            require(bench->ops->gemm(bench->stream, &args));
-        }
-    }
-    require(bench->ops->graph_end(bench->stream, &graph));
-    work.bytes += (double)at;
-    snprintf(work.shape, sizeof work.shape, "smollm2 all products of a step, M=%u", m);
-    measure(bench, &work);
-    bench->ops->graph_destroy(graph);
 }
 
 /* ---- ops over rows */
 
-static void enqueue_rmsnorm(struct bench *bench, const void *context, uint32_t i) {
+static enum status enqueue_rmsnorm(struct bench *bench, const void *context, uint32_t i) {
     (void)i;
-    require(bench->ops->rmsnorm(bench->stream, context));
+    return bench->ops->rmsnorm(bench->stream, context);
 }
 
-static void bench_rmsnorm(struct bench *bench, uint32_t rows, uint32_t hidden) {
-    struct op_rmsnorm args = {.residual = bench->out,
+static void bench_rmsnorm(struct bench *bench, const struct model_shape *shape, uint32_t tokens) {
+    struct op_rmsnorm args = {.residual = (float *)(void *)bench->out,
                               .delta = bench->x,
+                              .delta_dtype = DTYPE_F32,
                               .weight = bench->weights,
-                              .weight_dtype = DTYPE_BF16,
-                              .out = bench->out + (size_t)rows * hidden,
-                              .n_tokens = rows,
-                              .hidden = hidden,
+                              .weight_dtype = DTYPE_F32,
+                              .out = bench->out + (size_t)tokens * shape->hidden * sizeof(float),
+                              .out_dtype = bench->act,
+                              .n_tokens = tokens,
+                              .hidden = shape->hidden,
                               .eps = 1e-5f};
     struct work work = {.op = "rmsnorm", .enqueue = enqueue_rmsnorm, .context = &args};
-    snprintf(work.shape, sizeof work.shape, "T=%u H=%u", rows, hidden);
-    work.bytes = (double)rows * hidden * 16;
-    work.flops = (double)rows * hidden * 5;
+    snprintf(work.shape, sizeof work.shape, "T=%u H=%u", tokens, shape->hidden);
+    work.bytes = (double)tokens * shape->hidden * (12.0 + (double)dtype_bytes(bench->act));
+    work.flops = (double)tokens * shape->hidden * 5;
     measure(bench, &work);
 }
 
-static void enqueue_swiglu(struct bench *bench, const void *context, uint32_t i) {
+static enum status enqueue_swiglu(struct bench *bench, const void *context, uint32_t i) {
     (void)i;
-    require(bench->ops->swiglu(bench->stream, context));
+    return bench->ops->swiglu(bench->stream, context);
 }
 
-static void bench_swiglu(struct bench *bench, uint32_t rows, uint32_t columns) {
-    struct op_swiglu args = {.gate_up = bench->x, .out = bench->out, .n_tokens = rows, .n_columns = columns};
+static void bench_swiglu(struct bench *bench, const struct model_shape *shape, uint32_t tokens) {
+    uint32_t ffn = shape->ffn / bench->tp;
+    struct op_swiglu args = {
+        .gate_up = bench->x, .out = bench->out, .dtype = bench->act, .n_tokens = tokens, .n_columns = ffn};
     struct work work = {.op = "swiglu", .enqueue = enqueue_swiglu, .context = &args};
-    snprintf(work.shape, sizeof work.shape, "T=%u F=%u", rows, columns);
-    work.bytes = (double)rows * columns * 12;
-    work.flops = (double)rows * columns * 20; /* the exponential is a polynomial */
+    snprintf(work.shape, sizeof work.shape, "T=%u F=%u", tokens, ffn);
+    work.bytes = 3.0 * tokens * ffn * (double)dtype_bytes(bench->act);
+    work.flops = (double)tokens * ffn * 20; /* the exponential is a polynomial */
     measure(bench, &work);
 }
 
 /* ---- attention */
 
-static void enqueue_attention(struct bench *bench, const void *context, uint32_t i) {
-    (void)i;
-    require(bench->ops->attention(bench->stream, context));
+/* `rows` rows of `q_len` tokens each, at the end of `context` positions. */
+struct rows {
+    uint32_t rows, q_len, context;
+};
+
+struct attention_context {
+    struct op_attention args;
+    struct op_rope_kv rope;
+    size_t cache_bytes;
+};
+
+static void *cache_of_run(const struct bench *bench, const struct attention_context *context, uint32_t i) {
+    size_t copies = bench->scale->weight_bytes / context->cache_bytes;
+    return bench->weights + i % copies * context->cache_bytes;
 }
 
-/* `rows` rows of `q_len` tokens each, at the end of kv_len positions. */
-static void bench_attention(struct bench *bench, uint32_t rows, uint32_t q_len, uint32_t kv_len, enum dtype dtype) {
-    enum { Q_HEADS = 9, KV_HEADS = 3, DIM = 64, BLOCK = 16 };
-    uint32_t blocks = (kv_len + BLOCK - 1) / BLOCK;
-    uint32_t *row_start = bench->ints;
-    uint32_t *row_slot = row_start + rows + 1;
-    uint32_t *row_kv_len = row_slot + rows;
-    uint32_t *q_to_kv = row_kv_len + rows;
-    uint32_t *block_table = q_to_kv + Q_HEADS;
-    for (uint32_t i = 0; i <= rows; i++) {
-        row_start[i] = i * q_len;
-    }
-    for (uint32_t i = 0; i < rows; i++) {
-        row_slot[i] = i;
-        row_kv_len[i] = kv_len;
-    }
-    for (uint32_t i = 0; i < Q_HEADS; i++) {
-        q_to_kv[i] = i / (Q_HEADS / KV_HEADS);
-    }
-    for (uint32_t i = 0; i < rows * blocks; i++) {
-        block_table[i] = (i * 7 + 3) % (rows * blocks);
-    }
-    struct kv_layout kv = {
-        .dtype = dtype, .n_blocks = rows * blocks, .block_size = BLOCK, .n_heads = KV_HEADS, .head_dim = DIM};
+static enum status enqueue_attention(struct bench *bench, const void *context, uint32_t i) {
+    const struct attention_context *attention = context;
+    struct op_attention args = attention->args;
+    args.cache = cache_of_run(bench, attention, i);
+    return bench->ops->attention(bench->stream, &args);
+}
+
+static enum status enqueue_rope(struct bench *bench, const void *context, uint32_t i) {
+    const struct attention_context *attention = context;
+    struct op_rope_kv args = attention->rope;
+    args.cache = cache_of_run(bench, attention, i);
+    return bench->ops->rope_kv(bench->stream, &args);
+}
+
+/* The arrays that say where rows, tokens and blocks are; blocks lie scattered. */
+static void place_rows(struct bench *bench, const struct rows *shape, uint32_t q_heads, uint32_t kv_heads,
+                       struct attention_context *context) {
+    uint32_t tokens = shape->rows * shape->q_len;
+    uint32_t blocks = (shape->context + BLOCK - 1) / BLOCK;
+    uint32_t n = shape->rows * blocks + 3 * tokens + 3 * shape->rows + q_heads + 1;
+    uint32_t *values = xcalloc(n, sizeof *values);
+    bench->ints_used = 0;
+#define PUT(count, value)                                                                                              \
+    (__extension__({                                                                                                   \
+        for (uint32_t i = 0; i < (count); i++) {                                                                       \
+            values[i] = (value);                                                                                       \
+        }                                                                                                              \
+        put_ints(bench, values, (count) * sizeof *values);                                                             \
+    }))
+    context->args.row_start = PUT(shape->rows + 1, i * shape->q_len);
+    context->args.row_slot = PUT(shape->rows, i);
+    context->args.row_kv_len = PUT(shape->rows, shape->context);
+    context->args.q_to_kv = PUT(q_heads, i / (q_heads / kv_heads));
+    context->args.block_table = PUT(shape->rows * blocks, (uint32_t)((i * 7919ull + 3) % (shape->rows * blocks)));
+    context->rope.token_pos = PUT(tokens, shape->context - shape->q_len + i % shape->q_len);
+    context->rope.token_row = PUT(tokens, i / shape->q_len);
+#undef PUT
+    free(values);
+}
+
+static void bench_attention(struct bench *bench, const struct model_shape *shape, struct rows rows) {
+    uint32_t q_heads = shape->q_heads / bench->tp;
+    uint32_t blocks = (rows.context + BLOCK - 1) / BLOCK;
+    struct attention_context context = {.cache_bytes = 0};
+    struct kv_layout kv = {.dtype = DTYPE_BF16,
+                           .n_blocks = rows.rows * blocks,
+                           .block_size = BLOCK,
+                           .n_heads = shape->kv_heads / bench->tp,
+                           .head_dim = shape->head_dim};
+    uint32_t tokens = rows.rows * rows.q_len;
     void *workspace = NULL;
-    size_t workspace_bytes = bench->ops->attention_workspace(bench->device, rows * q_len, Q_HEADS, DIM, kv_len);
+    size_t workspace_bytes =
+        bench->ops->attention_workspace(bench->device, tokens, q_heads, shape->head_dim, rows.context);
+    context.cache_bytes = kv.n_blocks * kv_block_elements(&kv) * dtype_bytes(kv.dtype);
+    if (context.cache_bytes > bench->scale->weight_bytes) {
+        return;
+    }
     require(bench->ops->alloc(bench->device, workspace_bytes, &workspace));
-    struct op_attention args = {.qkv = bench->x,
-                                .out = bench->out,
-                                .row_start = row_start,
-                                .row_slot = row_slot,
-                                .row_kv_len = row_kv_len,
-                                .block_table = block_table,
-                                .max_blocks = blocks,
-                                .n_rows = rows,
-                                .n_tokens = rows * q_len,
-                                .n_q_heads = Q_HEADS,
-                                .q_to_kv = q_to_kv,
-                                .kv = kv,
-                                .cache = bench->weights,
-                                .scale = 0.125f,
-                                .max_kv_len = kv_len,
-                                .workspace = workspace};
-    struct work work = {.op = "attention", .enqueue = enqueue_attention, .context = &args};
-    snprintf(work.shape, sizeof work.shape, "smollm2 R=%u q_len=%u kv_len=%u %s cache", rows, q_len, kv_len,
-             dtype_name(dtype));
-    double pairs = (double)q_len * (kv_len - (q_len - 1) / 2.0) * rows;
-    work.bytes = (double)rows * kv_len * 2 * KV_HEADS * DIM * (double)dtype_bytes(dtype) +
-                 (double)rows * q_len * Q_HEADS * DIM * 8;
-    work.flops = pairs * Q_HEADS * DIM * 4;
+    place_rows(bench, &rows, q_heads, kv.n_heads, &context);
+    struct op_attention *args = &context.args;
+    args->qkv = bench->x;
+    args->out = bench->out;
+    args->dtype = bench->act;
+    args->max_blocks = blocks;
+    args->n_rows = rows.rows;
+    args->n_tokens = tokens;
+    args->n_q_heads = q_heads;
+    args->kv = kv;
+    args->cache = bench->weights;
+    args->scale = 1.0f / sqrtf((float)shape->head_dim);
+    args->max_kv_len = rows.context;
+    args->workspace = workspace;
+    struct work work = {.op = "attention", .enqueue = enqueue_attention, .context = &context};
+    snprintf(work.shape, sizeof work.shape, "R=%u q_len=%u context=%u Q=%u G=%u", rows.rows, rows.q_len, rows.context,
+             q_heads, kv.n_heads);
+    double pairs = (double)rows.q_len * (rows.context - (rows.q_len - 1) / 2.0) * rows.rows;
+    double row_bytes = (double)q_heads * shape->head_dim * (double)dtype_bytes(bench->act);
+    work.bytes = (double)context.cache_bytes + 2.0 * tokens * row_bytes;
+    work.flops = pairs * q_heads * shape->head_dim * 4;
     measure(bench, &work);
+    context.rope.qkv = bench->x;
+    context.rope.dtype = bench->act;
+    context.rope.rope = (const float *)(void *)bench->out;
+    context.rope.row_slot = args->row_slot;
+    context.rope.block_table = args->block_table;
+    context.rope.max_blocks = blocks;
+    context.rope.n_tokens = tokens;
+    context.rope.n_q_heads = q_heads;
+    context.rope.kv = kv;
+    context.rope.cache = bench->weights;
+    struct work rope = {.op = "rope_kv", .enqueue = enqueue_rope, .context = &context};
+    snprintf(rope.shape, sizeof rope.shape, "T=%u Q=%u G=%u", tokens, q_heads, kv.n_heads);
+    rope.bytes = tokens * (2 * row_bytes + (double)kv.n_heads * shape->head_dim * 4 * (double)dtype_bytes(bench->act));
+    measure(bench, &rope);
     bench->ops->free(bench->device, workspace);
 }
 
 /* ---- choosing tokens */
 
-static void enqueue_argmax(struct bench *bench, const void *context, uint32_t i) {
+static enum status enqueue_argmax(struct bench *bench, const void *context, uint32_t i) {
     (void)i;
-    require(bench->ops->argmax(bench->stream, context));
+    return bench->ops->argmax(bench->stream, context);
 }
 
-static void bench_argmax(struct bench *bench, uint32_t rows) {
-    struct op_argmax args = {.logits = bench->x,
+static void bench_argmax(struct bench *bench, const struct model_shape *shape, uint32_t rows) {
+    uint32_t vocab = shape->vocab / bench->tp;
+    struct op_argmax args = {.logits = (float *)(void *)bench->logits,
                              .n_rows = rows,
-                             .n_columns = MAX_COLUMNS,
-                             .n_valid = MAX_COLUMNS,
-                             .out = (struct token_choice *)bench->out};
+                             .n_columns = vocab,
+                             .n_valid = vocab,
+                             .out = (struct token_choice *)(void *)bench->out};
     struct work work = {.op = "argmax", .enqueue = enqueue_argmax, .context = &args};
-    snprintf(work.shape, sizeof work.shape, "S=%u V=%u", rows, MAX_COLUMNS);
-    work.bytes = 4.0 * rows * MAX_COLUMNS;
+    snprintf(work.shape, sizeof work.shape, "S=%u V=%u", rows, vocab);
+    work.bytes = 4.0 * rows * vocab;
     measure(bench, &work);
 }
 
@@ -326,162 +386,244 @@ struct sample_context {
 };
 
 /* The op overwrites its logits, so each run starts from a fresh copy, whose time is part of the figure. */
-static void enqueue_sample(struct bench *bench, const void *context, uint32_t i) {
+static enum status enqueue_sample(struct bench *bench, const void *context, uint32_t i) {
     (void)i;
     const struct sample_context *sample = context;
-    require(
-        bench->ops->copy(bench->stream, sample->args.logits, bench->x, sample->logits_bytes, KERNEL_COPY_ON_DEVICE));
-    require(bench->ops->sample(bench->stream, &sample->args));
+    TRY(bench->ops->copy(bench->stream, sample->args.logits, bench->logits, sample->logits_bytes,
+                         KERNEL_COPY_ON_DEVICE));
+    return bench->ops->sample(bench->stream, &sample->args);
 }
 
-static void bench_sample(struct bench *bench, uint32_t rows, float temperature, float top_p, uint32_t top_k) {
+static void place_slots(struct bench *bench, uint32_t rows, struct op_sample *args) {
     enum { MAX_LEN = 16 };
     struct step_sampling *sampling = xcalloc(rows, sizeof *sampling);
-    struct step_bias *bias = xcalloc(rows * STEP_MAX_LOGIT_BIAS, sizeof *bias);
+    struct step_bias *bias = xcalloc((size_t)rows * STEP_MAX_LOGIT_BIAS, sizeof *bias);
     struct step_result *results = xcalloc(rows, sizeof *results);
-    uint32_t *ints = xcalloc(rows * (MAX_LEN + 8), sizeof *ints);
-    uint32_t *slot = ints + rows * (MAX_LEN + 1);
-    uint32_t *n_ids = slot + rows;
+    uint32_t *ints = xcalloc((size_t)rows * (MAX_LEN + 1), sizeof *ints);
+    bench->ints_used = 0;
     for (uint32_t i = 0; i < rows; i++) {
-        sampling[i] = (struct step_sampling){.seed = i,
-                                             .temperature = temperature,
-                                             .top_p = top_p,
-                                             .top_k = top_k,
-                                             .repetition_penalty = 1.0f,
-                                             .n_logprobs = -1};
-        slot[i] = i;
-        n_ids[i] = 1;
+        sampling[i] = (struct step_sampling){
+            .seed = i, .temperature = 0.6f, .top_p = 0.95f, .repetition_penalty = 1.0f, .n_logprobs = -1};
+        ints[i] = i;
     }
-    struct sample_context context = {
-        .args = {.logits = bench->out,
-                 .n_rows = rows,
-                 .n_columns = MAX_COLUMNS,
-                 .n_valid = MAX_COLUMNS,
-                 .slot = slot,
-                 .n_ids = n_ids,
-                 .results = results,
-                 .slots = {.n_slots = rows,
-                           .max_len = MAX_LEN,
-                           .max_blocks = 1,
-                           .len = n_ids + rows,
-                           .ids = ints,
-                           .block_table = n_ids + 2 * rows,
-                           .sampling = sampling,
-                           .bias = bias}},
-        .logits_bytes = (size_t)rows * MAX_COLUMNS * sizeof(float),
-    };
-    struct work work = {.op = "sample", .enqueue = enqueue_sample, .context = &context};
-    snprintf(work.shape, sizeof work.shape, "S=%u V=%u temperature=%.1f top_p=%.2f top_k=%u", rows, MAX_COLUMNS,
-             (double)temperature, (double)top_p, top_k);
-    work.bytes = 4.0 * rows * MAX_COLUMNS;
-    measure(bench, &work);
+    args->slot = put_ints(bench, ints, rows * sizeof *ints);
+    for (uint32_t i = 0; i < rows; i++) {
+        ints[i] = 1;
+    }
+    args->n_ids = put_ints(bench, ints, rows * sizeof *ints);
+    args->results = put_ints(bench, results, rows * sizeof *results);
+    args->slots = (struct slot_state){.n_slots = rows, .max_len = MAX_LEN, .max_blocks = 1};
+    args->slots.len = put_ints(bench, ints, rows * sizeof *ints);
+    args->slots.block_table = put_ints(bench, ints, rows * sizeof *ints);
+    args->slots.ids = put_ints(bench, ints, (size_t)rows * (MAX_LEN + 1) * sizeof *ints);
+    args->slots.sampling = put_ints(bench, sampling, rows * sizeof *sampling);
+    args->slots.bias = put_ints(bench, bias, (size_t)rows * STEP_MAX_LOGIT_BIAS * sizeof *bias);
     free(sampling);
     free(bias);
     free(results);
     free(ints);
 }
 
+/* Whole rows: under TP each rank samples its share of them. */
+static void bench_sample(struct bench *bench, const struct model_shape *shape, uint32_t rows) {
+    struct sample_context context = {
+        .args = {.logits = (float *)(void *)bench->out,
+                 .n_rows = rows,
+                 .n_columns = shape->vocab,
+                 .n_valid = shape->vocab},
+        .logits_bytes = (size_t)rows * shape->vocab * sizeof(float),
+    };
+    place_slots(bench, rows, &context.args);
+    struct work work = {.op = "sample", .enqueue = enqueue_sample, .context = &context};
+    snprintf(work.shape, sizeof work.shape, "S=%u V=%u temperature=0.6 top_p=0.95", rows, shape->vocab);
+    work.bytes = 4.0 * rows * shape->vocab;
+    measure(bench, &work);
+}
+
 /* ---- the program */
 
-static void measure_ceilings(struct bench *bench) {
-    double read_rate = ceiling_read_bandwidth(bench->threads, bench->weights, WEIGHT_BYTES);
-    double arithmetic = ceiling_arithmetic(bench->threads);
-    fprintf(stderr, "machine: %u threads, %s: %.1f GB/s read, %.1f GFLOP/s\n", bench->threads, cpu_isa_name(cpu_isa()),
-            read_rate * 1e-9, arithmetic * 1e-9);
-    printf("{\"machine\": {\"threads\": %u, \"isa\": \"%s\", \"read_gb_per_s\": %.2f, \"gflop_per_s\": %.2f}}\n",
-           bench->threads, cpu_isa_name(cpu_isa()), read_rate * 1e-9, arithmetic * 1e-9);
-    bench->read_rate = read_rate > bench->read_rate ? read_rate : bench->read_rate;
-    bench->arithmetic = arithmetic > bench->arithmetic ? arithmetic : bench->arithmetic;
-}
-
-static void fill_memory(struct bench *bench) {
-    uint64_t state = 1;
-    uint16_t *weights = (uint16_t *)bench->weights;
-    for (size_t i = 0; i < WEIGHT_BYTES / 2; i += 4) {
-        uint64_t random = rng_next(&state); /* +-[2^-7, 2^-6) in bf16, and small numbers in fp16 and fp32, too */
-        for (size_t j = 0; j < 4; j++) {
-            weights[i + j] = (uint16_t)(0x3c00u | (random >> (16 * j) & 0x807fu));
+static void bench_model(struct bench *bench, const struct model_shape *shape) {
+    if (shape->kv_heads % bench->tp != 0) {
+        return;
+    }
+    uint32_t prefill = bench->scale->prefill;
+    uint32_t context = bench->scale->context;
+    static const uint32_t tokens[] = {1, 16, 64};
+    bench->model = shape->name;
+    bench_products(bench, shape);
+    for (size_t i = 0; i <= sizeof tokens / sizeof tokens[0]; i++) {
+        uint32_t n = i < sizeof tokens / sizeof tokens[0] ? tokens[i] : prefill;
+        bench_rmsnorm(bench, shape, n);
+        bench_swiglu(bench, shape, n);
+        if (n < prefill) {
+            bench_attention(bench, shape, (struct rows){n, 1, context});
+            bench_argmax(bench, shape, n);
+            bench_sample(bench, shape, n / bench->tp > 0 ? n / bench->tp : 1);
         }
     }
-    for (size_t i = 0; i < (size_t)MAX_ROWS * 4096; i++) {
-        bench->x[i] = (float)(rng_next(&state) % 2001) * 0.002f - 2.0f;
+    bench_attention(bench, shape, (struct rows){1, 1, 8 * context});
+    bench_attention(bench, shape, (struct rows){1, prefill, prefill});
+}
+
+static size_t logits_bytes(const struct scale *scale) {
+    uint32_t most = 0;
+    for (int i = 0; i < MODELS; i++) {
+        most = models[i].vocab > most ? models[i].vocab : most;
+    }
+    return (size_t)most * (scale->head_rows > 64 ? scale->head_rows : 64) * sizeof(float);
+}
+
+/* Bytes of the largest operand: of activations of a prefill, or of logits. */
+static size_t operand_bytes(const struct scale *scale) {
+    size_t most = logits_bytes(scale);
+    for (int i = 0; i < MODELS; i++) {
+        size_t wide = (size_t)2 * models[i].ffn * scale->prefill * sizeof(float);
+        most = wide > most ? wide : most;
+    }
+    return most;
+}
+
+static char *fill(struct bench *bench, size_t bytes, enum dtype dtype, float scale) {
+    void *memory = NULL;
+    require(bench->ops->alloc(bench->device, bytes, &memory));
+    uint32_t columns = 4096;
+    struct op_random args = {.out = memory,
+                             .dtype = dtype,
+                             .n_rows = (uint32_t)(bytes / dtype_bytes(dtype) / columns),
+                             .n_columns = columns,
+                             .key = bytes,
+                             .row_step = columns,
+                             .scale = scale};
+    require(bench->ops->random(bench->stream, &args));
+    return memory;
+}
+
+static void open_bench(struct bench *bench, const struct kernel_device_config *config, const char *backend) {
+    bench->ops = kernels_find_for(backend, 0);
+    require(bench->ops != NULL ? STATUS_OK : STATUS_UNSUPPORTED);
+    require(bench->ops->open(config, &bench->device));
+    require(bench->ops->stream_create(bench->device, &bench->stream));
+    bench->act = bench->ops->activation_dtype(DTYPE_BF16);
+    size_t operand = operand_bytes(bench->scale);
+    bench->weights = fill(bench, bench->scale->weight_bytes, DTYPE_BF16, 0.02f);
+    bench->x = fill(bench, operand, bench->act, 1.0f);
+    bench->out = fill(bench, 2 * operand, DTYPE_F32, 1.0f);
+    bench->logits = fill(bench, logits_bytes(bench->scale), DTYPE_F32, 10.0f);
+    void *ints;
+    require(bench->ops->alloc(bench->device, INTS_BYTES, &ints));
+    bench->ints = ints;
+}
+
+static void close_bench(struct bench *bench) {
+    char *memory[] = {bench->weights, bench->x, bench->out, bench->logits, bench->ints};
+    for (size_t i = 0; i < sizeof memory / sizeof memory[0]; i++) {
+        bench->ops->free(bench->device, memory[i]);
+    }
+    bench->ops->stream_destroy(bench->stream);
+    bench->ops->close(bench->device);
+}
+
+struct ops_options {
+    const char *backend, *model, *only;
+    struct number_list tp;
+    struct kernel_device_config device;
+    bool json;
+};
+
+enum { BACKEND, MODEL, TP, ONLY, THREADS, ISA, SPIN, PIN, JSON };
+
+static const struct arg_spec specs[] = {
+    [BACKEND] = {"--backend", "NAME", "cuda or cpu (default cpu)"},
+    [MODEL] = {"--model", "NAME", "only the shapes of this model"},
+    [TP] = {"--tp", "N,N", "ranks that share the model (default 1)"},
+    [ONLY] = {"--only", "OP", "gemm, rmsnorm, swiglu, attention, rope_kv, argmax or sample"},
+    [THREADS] = {"--threads", "N", "cpu: compute threads (default: one per core)"},
+    [ISA] = {"--isa", "NAME", "cpu: c, avx2 or avx512"},
+    [SPIN] = {"--spin", "0|1", "cpu: threads spin for work (default 1)"},
+    [PIN] = {"--pin", "N", "cpu: the first core that threads are pinned to (default 0)"},
+    [JSON] = {"--json", NULL, "one JSON object per line in place of the table"},
+    {NULL, NULL, NULL},
+};
+
+static enum status choose_isa(const char *value) {
+    for (int isa = CPU_ISA_C; isa <= CPU_ISA_AVX512; isa++) {
+        if (strcmp(value, cpu_isa_name((enum cpu_isa)isa)) == 0) {
+            cpu_isa_override((enum cpu_isa)isa);
+            return STATUS_OK;
+        }
+    }
+    FAIL(STATUS_INVALID, "--isa %s: c, avx2 or avx512 are known", value);
+}
+
+static enum status take(struct ops_options *options, int which, const char *value) {
+    uint32_t number = 0;
+    switch (which) {
+    case BACKEND: options->backend = value; break;
+    case MODEL: options->model = value; break;
+    case TP: return options_list("--tp", value, &options->tp);
+    case ONLY: options->only = value; break;
+    case THREADS: return args_uint("--threads", value, 1, 64, &options->device.threads);
+    case ISA: return choose_isa(value);
+    case SPIN:
+        TRY(args_uint("--spin", value, 0, 1, &number));
+        options->device.spin = number != 0;
+        break;
+    case PIN:
+        TRY(args_uint("--pin", value, 0, 4096, &number));
+        options->device.first_cpu = (int)number;
+        break;
+    case JSON: options->json = true; break;
+    default: FAIL(STATUS_INVALID, "%s: there are flags only", value);
+    }
+    return STATUS_OK;
+}
+
+static enum status parse(int argc, char **argv, struct ops_options *options) {
+    struct args args = {.argv = argv, .argc = argc, .next = 1};
+    for (;;) {
+        int which;
+        const char *value;
+        TRY(args_next(&args, specs, &which, &value));
+        if (which == ARGS_END) {
+            return STATUS_OK;
+        }
+        if (which == ARGS_HELP) {
+            args_print_help("bench_ops [FLAG ...]", specs, "");
+            exit(EXIT_OK);
+        }
+        TRY(take(options, which, value));
     }
 }
 
-static void bench_all(struct bench *bench) {
-    fprintf(stderr, "%-10s %-46s %10s %10s %8s %6s %8s %6s\n", "op", "shape", "best us", "median us", "GB/s", "",
-            "GFLOP/s", "");
-    static const uint32_t chain_rows[] = {1, 4, 16, 64, 512};
-    for (size_t i = 0; i < sizeof chain_rows / sizeof *chain_rows; i++) {
-        bench_chain(bench, chain_rows[i]);
+static bool is_wanted(const struct ops_options *options, int model, bool cpu) {
+    if (options->model != NULL) {
+        return strcmp(options->model, models[model].name) == 0;
     }
-    bench_gemm(bench);
-    bench_rmsnorm(bench, 1, 576);
-    bench_rmsnorm(bench, 16, 576);
-    bench_rmsnorm(bench, 512, 576);
-    bench_swiglu(bench, 1, 1536);
-    bench_swiglu(bench, 16, 1536);
-    bench_swiglu(bench, 512, 1536);
-    bench_attention(bench, 1, 1, 128, DTYPE_BF16);
-    bench_attention(bench, 1, 1, 2048, DTYPE_BF16);
-    bench_attention(bench, 16, 1, 512, DTYPE_BF16);
-    bench_attention(bench, 16, 1, 512, DTYPE_F32);
-    bench_attention(bench, 1, 512, 512, DTYPE_BF16);
-    bench_argmax(bench, 1);
-    bench_argmax(bench, 16);
-    bench_sample(bench, 1, 0.6f, 0.95f, 0);
-    bench_sample(bench, 16, 0.6f, 0.95f, 0);
-    bench_sample(bench, 16, 1.0f, 1.0f, 50);
+    /* A processor gets the small ones, and a large one to see memory at work. */
+    return cpu ? model < CARD_FIRST || strcmp(models[model].name, "qwen-7b") == 0 : model >= CARD_FIRST;
 }
 
 int main(int argc, char **argv) {
-    long processors = sysconf(_SC_NPROCESSORS_ONLN);
-    struct bench bench = {.ops = kernels_find("cpu"), .threads = (uint32_t)processors};
-    struct kernel_device_config config = {.first_cpu = 0, .spin = true};
-    for (int i = 1; i < argc; i += 2) {
-        const char *value = i + 1 < argc ? argv[i + 1] : "";
-        if (strcmp(argv[i], "--threads") == 0) {
-            bench.threads = (uint32_t)strtoul(value, NULL, 10);
-        } else if (strcmp(argv[i], "--isa") == 0) {
-            for (int isa = CPU_ISA_C; isa <= CPU_ISA_AVX512; isa++) {
-                if (strcmp(value, cpu_isa_name((enum cpu_isa)isa)) == 0) {
-                    cpu_isa_override((enum cpu_isa)isa);
-                }
-            }
-        } else if (strcmp(argv[i], "--only") == 0) {
-            bench.only = value;
-        } else if (strcmp(argv[i], "--spin") == 0) {
-            config.spin = strcmp(value, "0") != 0;
-        } else if (strcmp(argv[i], "--pin") == 0) {
-            config.first_cpu = (int)strtol(value, NULL, 10);
-        } else {
-            fprintf(stderr, "usage: bench_ops [--threads N] [--isa c|avx2|avx512] [--only OP] [--spin 0|1] "
-                            "[--pin FIRST_CPU]\n");
-            return 2;
+    struct ops_options options = {
+        .backend = "cpu",
+        .tp = {1, {1}},
+        .device = {.first_cpu = 0, .spin = true, .threads = (uint32_t)sysconf(_SC_NPROCESSORS_ONLN)}};
+    if (parse(argc, argv, &options) != STATUS_OK) {
+        fprintf(stderr, "bench_ops: %s\n", status_text());
+        return EXIT_USAGE;
+    }
+    bool cpu = strcmp(options.backend, "cpu") == 0;
+    struct bench bench = {.scale = cpu ? &cpu_scale : &card_scale, .only = options.only};
+    report_open("ops", options.json);
+    bench.ceiling = ceiling_measure(options.backend, options.device.threads);
+    ceiling_report(&bench.ceiling);
+    open_bench(&bench, &options.device, options.backend);
+    for (int i = 0; i < MODELS; i++) {
+        for (uint32_t t = 0; t < options.tp.n && is_wanted(&options, i, cpu); t++) {
+            bench.tp = options.tp.at[t];
+            bench_model(&bench, &models[i]);
         }
     }
-    config.threads = bench.threads;
-    require(bench.ops->open(&config, &bench.device));
-    require(bench.ops->stream_create(bench.device, &bench.stream));
-    size_t row_bytes = (size_t)MAX_ROWS * 4096 * sizeof(float) * 10;
-    void *memory = NULL;
-    require(bench.ops->alloc(bench.device, WEIGHT_BYTES, &memory));
-    bench.weights = memory;
-    require(bench.ops->alloc(bench.device, row_bytes, &memory));
-    bench.x = memory;
-    require(bench.ops->alloc(bench.device, row_bytes, &memory));
-    bench.out = memory;
-    require(bench.ops->alloc(bench.device, (size_t)1 << 20, &memory));
-    bench.ints = memory;
-    fill_memory(&bench);
-    measure_ceilings(&bench);
-    bench_all(&bench);
-    measure_ceilings(&bench);
-    bench.ops->free(bench.device, bench.weights);
-    bench.ops->free(bench.device, bench.x);
-    bench.ops->free(bench.device, bench.out);
-    bench.ops->free(bench.device, bench.ints);
-    bench.ops->stream_destroy(bench.stream);
-    bench.ops->close(bench.device);
-    return 0;
+    close_bench(&bench);
+    return EXIT_OK;
 }

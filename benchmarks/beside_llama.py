@@ -1,8 +1,8 @@
 """Tandem and llama.cpp on the same model, machine and thread count, in turns: decode at batch 1 and 16, prefill of 512.
 
-    beside_llama.py BENCH_MODEL DIR LLAMA_BIN_FOLDER GGUF... [--rounds N]
+    beside_llama.py BENCHMARKS DIR LLAMA_BIN_FOLDER GGUF... [--rounds N]
 
-BENCH_MODEL is our program, DIR the Hugging Face directory; LLAMA_BIN_FOLDER holds llama-bench and
+BENCHMARKS is the folder of bench_decode and bench_prefill, DIR the Hugging Face directory; LLAMA_BIN_FOLDER holds llama-bench and
 llama-batched-bench, each GGUF is the same model in one number format. Prints the median of every figure, and for ours
 the share of the read bandwidth that was measured in the same runs. Standard library only."""
 import argparse
@@ -17,15 +17,25 @@ def run(*command):
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-def ours(program, model):
+def rows_of(program, model, *flags):
+    """The rows of one of our benchmarks, by what they are about."""
+    rows = {}
+    for line in run(program, "--model", model, "--backend", "cpu", "--tp", "1,2", "--json", *flags).splitlines():
+        row = json.loads(line)
+        rows.setdefault(row["row"], []).append(row)
+    return rows
+
+
+def ours(folder, model):
     figures = {}
-    for line in run(program, model, "3").splitlines():
-        if line.startswith("{"):
-            row = json.loads(line)
-            figures[f"tandem TP {row['tp']} x {row['threads']}", row["shape"]] = row["tokens_per_s"]
-            if row["shape"] == "decode, batch 1":
-                share = row["weight_bytes_per_s"] / row["read_bandwidth"]
-                figures[f"tandem TP {row['tp']} x {row['threads']}", "share of read bandwidth"] = share
+    decode = rows_of(f"{folder}/bench_decode", model, "--batch", "1,16", "--context", "8", "--steps", "128")
+    prefill = rows_of(f"{folder}/bench_prefill", model, "--prompt", "512", "--chunk", "512", "--steps", "3")
+    for row in decode["step"]:
+        figures[f"tandem TP {row['tp']}", f"decode, batch {row['batch']}"] = row["tokens_per_s"]
+        if row["batch"] == 1:
+            figures[f"tandem TP {row['tp']}", "share of read bandwidth"] = row["of_floor_%"] / 100
+    for row in prefill["prompt"]:
+        figures[f"tandem TP {row['tp']}", "prefill 512"] = row["tokens_per_s"]
     return figures
 
 
@@ -46,7 +56,7 @@ def theirs(folder, gguf, threads):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("bench_model")
+    parser.add_argument("benchmarks")
     parser.add_argument("model")
     parser.add_argument("llama")
     parser.add_argument("gguf", nargs="+")
@@ -55,7 +65,7 @@ def main():
     threads = str(os.cpu_count())
     figures = {}
     for _ in range(options.rounds):
-        parts = [ours(options.bench_model, options.model)]
+        parts = [ours(options.benchmarks, options.model)]
         parts += [theirs(options.llama, gguf, threads) for gguf in options.gguf]
         for part in parts:
             for key, value in part.items():

@@ -161,7 +161,7 @@ static void *ceiling_main(void *argument) {
     return NULL;
 }
 
-static void ceiling_measure(struct ceiling_run *run) {
+static void ceiling_run_threads(struct ceiling_run *run) {
     struct ceiling_thread threads[CEILING_MAX_THREADS] = {0};
     pthread_t handles[CEILING_MAX_THREADS];
     CHECK(run->threads <= CEILING_MAX_THREADS, "more than %d threads", CEILING_MAX_THREADS);
@@ -184,7 +184,7 @@ static inline double ceiling_read_bandwidth(uint32_t threads, const void *data, 
     for (size_t i = 0; i < 3 * sizeof distances / sizeof *distances; i++) {
         struct ceiling_run run = {.threads = threads, .data = data, .bytes = bytes, .isa = cpu_isa()};
         run.ahead = distances[i % (sizeof distances / sizeof *distances)];
-        ceiling_measure(&run);
+        ceiling_run_threads(&run);
         double rate = (double)bytes * 1e9 / (double)run.ns;
         best = rate > best ? rate : best;
     }
@@ -197,7 +197,7 @@ static inline double ceiling_arithmetic(uint32_t threads) {
     double best = 0;
     for (int i = 0; i < 5; i++) {
         struct ceiling_run run = {.threads = threads, .isa = cpu_isa()};
-        ceiling_measure(&run);
+        ceiling_run_threads(&run);
         double rate = (double)run.flops * threads * 1e9 / (double)run.ns;
         best = rate > best ? rate : best;
     }

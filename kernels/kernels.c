@@ -22,6 +22,7 @@
     X(backend, swiglu, args->n_tokens > 0)                                                            \
     X(backend, gather_rows, args->n_rows > 0)                                                         \
     X(backend, copy_2d, args->width > 0 && args->height > 0)                                          \
+    X(backend, random, args->n_rows > 0 && args->n_columns > 0)                                       \
     X(backend, argmax, args->n_rows > 0)                                                              \
     X(backend, argmax_merge, args->n_rows > 0)                                                        \
     X(backend, sample, args->n_rows > 0)                                                              \

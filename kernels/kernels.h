@@ -215,6 +215,18 @@ struct op_copy_2d {
     size_t height;
 };
 
+/* out[r][c] = centre + scale * rng_element(key, first + r * row_step + c), two roundings in fp32 and one to `dtype`:
+ * made-up weights, the same bits on every backend, whoever makes which part of them. */
+struct op_random {
+    void *out; /* [n_rows][n_columns] */
+    enum dtype dtype;
+    uint32_t n_rows, n_columns;
+    uint64_t key;
+    uint64_t first;    /* number of the element out[0][0] */
+    uint64_t row_step; /* from one row's numbers to the next row's */
+    float centre, scale;
+};
+
 /* The largest logit of a row and its id, the lowest among equals. A row with NaN or +inf gives value NaN. */
 struct token_choice {
     float value;
@@ -285,6 +297,8 @@ struct kernel_ops {
     enum status (*host_alloc)(struct kernel_device *device, size_t bytes, void **memory); /* pinned host memory */
     void (*host_free)(struct kernel_device *device, void *memory);
     enum status (*stream_create)(struct kernel_device *device, struct kernel_stream **stream);
+    /* One for copies, fills, host calls and `random` alone: it takes none of what the math ops' libraries want. */
+    enum status (*copy_stream_create)(struct kernel_device *device, struct kernel_stream **stream);
     void (*stream_destroy)(struct kernel_stream *stream);     /* waits for it first */
     enum status (*stream_sync)(struct kernel_stream *stream); /* waits; the first error of the stream comes out here */
     enum status (*event_create)(struct kernel_device *device, struct kernel_event **event);
@@ -307,6 +321,10 @@ struct kernel_ops {
     enum dtype (*activation_dtype)(enum dtype weights); /* of qkv, norms' outputs and feed-forward activations */
     size_t (*attention_workspace)(struct kernel_device *device, uint32_t max_tokens, uint32_t n_q_heads,
                                   uint32_t head_dim, uint32_t max_kv_len); /* bytes */
+    /* Device memory that is taken without alloc: by a stream (not by one for copies), and by a graph of so many ops.
+     * The device may be NULL for an answer that holds for any. */
+    size_t (*stream_bytes)(struct kernel_device *device);
+    size_t (*graph_bytes)(struct kernel_device *device, uint32_t n_ops);
 
     /* ---- math */
     enum status (*slot_update)(struct kernel_stream *stream, const struct op_slot_update *args);
@@ -319,6 +337,7 @@ struct kernel_ops {
     enum status (*swiglu)(struct kernel_stream *stream, const struct op_swiglu *args);
     enum status (*gather_rows)(struct kernel_stream *stream, const struct op_gather_rows *args);
     enum status (*copy_2d)(struct kernel_stream *stream, const struct op_copy_2d *args);
+    enum status (*random)(struct kernel_stream *stream, const struct op_random *args);
     enum status (*argmax)(struct kernel_stream *stream, const struct op_argmax *args);
     enum status (*argmax_merge)(struct kernel_stream *stream, const struct op_argmax_merge *args);
     enum status (*sample)(struct kernel_stream *stream, const struct op_sample *args);

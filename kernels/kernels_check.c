@@ -195,6 +195,14 @@ void check_copy_2d(const struct op_copy_2d *args) {
           args->src_stride, args->width);
 }
 
+void check_random(const struct op_random *args) {
+    const char *op = "random";
+    check_tensor(op, "out", args->out, args->dtype);
+    CHECK(args->row_step >= args->n_columns || args->n_rows == 1,
+          "%s: rows of %u elements share numbers: row_step is %llu", op, args->n_columns,
+          (unsigned long long)args->row_step);
+}
+
 void check_argmax(const struct op_argmax *args) {
     const char *op = "argmax";
     CHECK(args->n_columns > 0, "%s: n_columns is 0", op);

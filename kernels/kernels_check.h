@@ -15,6 +15,7 @@ void check_attention(const struct op_attention *args);
 void check_swiglu(const struct op_swiglu *args);
 void check_gather_rows(const struct op_gather_rows *args);
 void check_copy_2d(const struct op_copy_2d *args);
+void check_random(const struct op_random *args);
 void check_argmax(const struct op_argmax *args);
 void check_argmax_merge(const struct op_argmax_merge *args);
 void check_sample(const struct op_sample *args);

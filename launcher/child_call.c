@@ -106,7 +106,8 @@ static enum status take_answer(int fd, pid_t pid, void *argument, size_t bytes, 
     return status;
 }
 
-enum status child_call(enum status (*function)(void *argument), void *argument, size_t bytes, uint32_t timeout_s) {
+enum status child_call_start(enum status (*function)(void *argument), void *argument, size_t bytes,
+                             struct child_call *call) {
     int ends[2];
     if (pipe2(ends, O_CLOEXEC) != 0) {
         FAIL_ERRNO(STATUS_IO, "pipe");
@@ -123,7 +124,18 @@ enum status child_call(enum status (*function)(void *argument), void *argument, 
         errno = error;
         FAIL_ERRNO(STATUS_IO, "fork");
     }
-    enum status status = take_answer(ends[0], pid, argument, bytes, timeout_s);
-    close(ends[0]);
+    *call = (struct child_call){.pid = pid, .fd = ends[0], .argument = argument, .bytes = bytes};
+    return STATUS_OK;
+}
+
+enum status child_call_finish(struct child_call *call, uint32_t timeout_s) {
+    enum status status = take_answer(call->fd, call->pid, call->argument, call->bytes, timeout_s);
+    close(call->fd);
     return status;
+}
+
+enum status child_call_run(enum status (*function)(void *argument), void *argument, size_t bytes, uint32_t timeout_s) {
+    struct child_call call;
+    TRY(child_call_start(function, argument, bytes, &call));
+    return child_call_finish(&call, timeout_s);
 }

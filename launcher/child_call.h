@@ -5,12 +5,29 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #include "runtime/base/status.h"
 
-/* Forks; the child calls function(argument) and ends. What it left in the `bytes` bytes of `argument` is copied back
- * here, and its status and failure text become ours. STATUS_TIMEOUT, the child killed, when it takes longer than
- * `timeout_s`; STATUS_INTERNAL when it died. To be called while the process has one thread. */
-enum status child_call(enum status (*function)(void *argument), void *argument, size_t bytes, uint32_t timeout_s);
+/* A call under way. */
+struct child_call {
+    pid_t pid;
+    int fd;
+    void *argument;
+    size_t bytes;
+};
+
+/* Forks; the child calls function(argument) and ends. To be called while the process has one thread; `argument` must
+ * not be touched before the call is finished. */
+enum status child_call_start(enum status (*function)(void *argument), void *argument, size_t bytes,
+                             struct child_call *call);
+
+/* Waits for the child. What it left in the `bytes` bytes of `argument` is copied back here, and its status and failure
+ * text become ours. STATUS_TIMEOUT, the child killed, when it takes longer than `timeout_s` from now; STATUS_INTERNAL
+ * when it died. */
+enum status child_call_finish(struct child_call *call, uint32_t timeout_s);
+
+/* Both, one after the other. */
+enum status child_call_run(enum status (*function)(void *argument), void *argument, size_t bytes, uint32_t timeout_s);
 
 #endif

@@ -9,9 +9,9 @@
 static const struct arg_spec specs[] = {MODEL_ARG_ROWS, {NULL, NULL, NULL}};
 
 static const char help[] =
-    "Serves until SIGTERM or Ctrl-C. One line on standard output, 'ready http=HOST:PORT', says when it does; "
-    "everything\n"
-    "else goes to standard error. A worker or front-end that dies is started again, and its requests go on.\n"
+    "Serves until SIGTERM or Ctrl-C. One line on standard output, 'ready http=HOST:PORT tcp=HOST:PORT', says when it\n"
+    "does; everything else goes to standard error. A worker or front-end that dies is started again, and its requests\n"
+    "go on.\n"
     "Exit codes: 0 after a signal, 1 when it could not start or had to give up, 2 for a wrong command line.\n"
     "\n"
     "examples:\n"

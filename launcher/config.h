@@ -37,6 +37,7 @@ struct config_devices {
 struct config {
     char *model;
     char *served_model_name;
+    char *tokenizer;
     const char *backend;
     uint32_t tp;
     struct config_devices devices;
@@ -60,6 +61,16 @@ struct config {
         char *host;
         uint32_t port;
     } http;
+    struct {
+        char *host;
+        uint32_t port;
+        uint32_t resume_window_s;
+        uint32_t ping_s;
+        uint32_t max_connections;
+        uint32_t max_streams;
+        uint32_t max_frame_kib;
+        uint32_t send_buffer_kib;
+    } tcp;
     struct {
         const char *level;
     } log;
@@ -88,6 +99,9 @@ enum status config_set_flag(struct config *config, const char *flag, const char 
 /* Checks what no single key shows: required keys, keys that bound each other, files that must be there, who may reach
  * the listeners. Fills in served_model_name and makes paths absolute. */
 enum status config_finish(struct config *config);
+
+/* Directory of the tokenizer: the one that is named, else the model's. */
+const char *config_tokenizer(const struct config *config);
 
 /* Appends the configuration as YAML that loads to the same again. */
 void config_print(const struct config *config, struct buf *out);

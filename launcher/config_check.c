@@ -89,6 +89,21 @@ static enum status check_model(struct config *config) {
     return STATUS_OK;
 }
 
+static enum status check_tokenizer(struct config *config) {
+    if (config->tokenizer == NULL) {
+        return STATUS_OK;
+    }
+    TRY(resolve_path(config, "tokenizer", "tokenizer directory", &config->tokenizer));
+    if (strlen(config->tokenizer) >= 1000) {
+        return config_fail_key(config, "tokenizer", STATUS_LIMIT, "the path is longer than 1000 bytes");
+    }
+    return STATUS_OK;
+}
+
+const char *config_tokenizer(const struct config *config) {
+    return config->tokenizer != NULL ? config->tokenizer : config->model;
+}
+
 static enum status check_devices(const struct config *config) {
     uint32_t count = config->devices.count;
     if (count == 0) {
@@ -127,14 +142,23 @@ static enum status check_engine(const struct config *config) {
     return STATUS_OK;
 }
 
-static enum status check_listener(struct config *config) {
+/* `key` is where `host` came from. */
+static enum status check_host(const struct config *config, const char *key, const char *host) {
     struct in6_addr address;
-    const char *host = config->http.host;
     if (inet_pton(AF_INET, host, &address) != 1 && inet_pton(AF_INET6, host, &address) != 1 &&
         strcmp(host, "localhost") != 0) {
-        return config_fail_key(config, "http.host", STATUS_INVALID,
+        return config_fail_key(config, key, STATUS_INVALID,
                                "\"%.64s\" is no IPv4 or IPv6 address of this host, nor localhost", host);
     }
+    if (!config_host_is_loopback(host) && config->api_key_file == NULL && !config->allow_unauthenticated) {
+        return config_fail_key(config, key, STATUS_INVALID,
+                               "other hosts can reach %s: give api_key_file, or set allow_unauthenticated to true",
+                               host);
+    }
+    return STATUS_OK;
+}
+
+static enum status check_listeners(struct config *config) {
     if (config->api_key_file != NULL) {
         TRY(resolve_path(config, "api_key_file", "file of API keys", &config->api_key_file));
         if (access(config->api_key_file, R_OK) != 0) {
@@ -142,17 +166,20 @@ static enum status check_listener(struct config *config) {
                                    strerror(errno));
         }
     }
-    if (!config_host_is_loopback(host) && config->api_key_file == NULL && !config->allow_unauthenticated) {
-        return config_fail_key(config, "http.host", STATUS_INVALID,
-                               "other hosts can reach %s: give api_key_file, or set allow_unauthenticated to true",
-                               host);
+    TRY(check_host(config, "http.host", config->http.host));
+    TRY(check_host(config, "tcp.host", config->tcp.host));
+    if (config->tcp.port != 0 && config->tcp.port == config->http.port &&
+        strcmp(config->tcp.host, config->http.host) == 0) {
+        return config_fail_key(config, "tcp.port", STATUS_INVALID, "%u is http.port already; each wants its own",
+                               config->tcp.port);
     }
     return STATUS_OK;
 }
 
 enum status config_finish(struct config *config) {
     TRY(check_model(config));
+    TRY(check_tokenizer(config));
     TRY(check_devices(config));
     TRY(check_engine(config));
-    return check_listener(config);
+    return check_listeners(config);
 }

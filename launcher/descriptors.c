@@ -13,12 +13,15 @@ const struct descriptor_rule descriptor_rules[] = {
     {HELD_BY_SUPERVISOR, "socket:",                COUNT_1,         "HTTP listener",                      "supervisor"},
     {HELD_BY_SUPERVISOR, "socket:",                COUNT_1,         "control socket of the front-end",    "supervisor"},
     {HELD_BY_SUPERVISOR, "socket:",                COUNT_RANKS,     "control sockets of the workers",     "supervisor"},
+    {HELD_BY_SUPERVISOR, "socket:",                COUNT_1,         "listener of the stream protocol",    "supervisor"},
+    {HELD_BY_SUPERVISOR, "/memfd:tandem-once",     COUNT_1,         "ids of forgotten requests",          "supervisor"},
     {HELD_BY_SUPERVISOR, "/memfd:tandem-journal",  COUNT_REPLICAS,  "journals",                           "supervisor"},
     {HELD_BY_SUPERVISOR, "/memfd:tandem-progress", COUNT_REPLICAS,  "progress pages",                     "supervisor"},
     {HELD_BY_SUPERVISOR, "/memfd:tandem-comm",     COUNT_IF_GROUPS, "shared memory of the collectives",   "supervisor"},
 
     {HELD_BY_FRONTEND,   "socket:",                COUNT_1,         "control socket",                     "supervisor"},
     {HELD_BY_FRONTEND,   "socket:",                COUNT_1,         "HTTP listener",                      "supervisor"},
+    {HELD_BY_FRONTEND,   "socket:",                COUNT_1,         "listener of the stream protocol",    "supervisor"},
     {HELD_BY_FRONTEND,   "socket:",                COUNT_RANKS,     "links to the workers",               "supervisor"},
     {HELD_BY_FRONTEND,   "socket:",                COUNT_ANY,       "clients",                            "front-end"},
     {HELD_BY_FRONTEND,   "anon_inode:[eventpoll]", COUNT_1,         "the loop",                           "front-end"},
@@ -32,6 +35,11 @@ const struct descriptor_rule descriptor_rules[] = {
     {HELD_BY_WORKER,     "/memfd:tandem-ring",     COUNT_1,         "step ring, read-only",               "supervisor"},
     {HELD_BY_WORKER,     "/memfd:tandem-comm",     COUNT_IF_GROUP,  "shared memory of the collectives",   "supervisor"},
     {HELD_BY_WORKER,     "anon_inode:[eventfd]",   COUNT_1,         "a step is done",                     "worker"},
+    {HELD_BY_WORKER,     "/dev/nvidia",            COUNT_OF_DRIVER, "cards",                              "CUDA"},
+    {HELD_BY_WORKER,     "anon_inode:",            COUNT_OF_DRIVER, "events",                             "CUDA, NCCL"},
+    {HELD_BY_WORKER,     "anon_inode:[eventfd]",   COUNT_OF_DRIVER, "events",                             "CUDA, NCCL"},
+    {HELD_BY_WORKER,     "pipe:",                  COUNT_OF_DRIVER, "events",                             "CUDA"},
+    {HELD_BY_WORKER,     "socket:",                COUNT_OF_DRIVER, "other ranks",                        "NCCL"},
 };
 /* clang-format on */
 
@@ -45,7 +53,8 @@ static uint32_t number_of(enum descriptor_count count, uint32_t n_replicas, uint
     case COUNT_RANKS: return n_replicas * world;
     case COUNT_IF_GROUP: return world > 1;
     case COUNT_IF_GROUPS: return world > 1 ? n_replicas : 0;
-    case COUNT_ANY: return 0;
+    case COUNT_ANY:
+    case COUNT_OF_DRIVER: return 0;
     }
     return 0;
 }
@@ -96,7 +105,7 @@ static enum status count_open(pid_t pid, enum descriptor_holder holder, uint32_t
     return STATUS_OK;
 }
 
-enum status descriptors_audit(pid_t pid, enum descriptor_holder holder, uint32_t n_replicas, uint32_t world,
+enum status descriptors_audit(pid_t pid, enum descriptor_holder holder, uint32_t n_replicas, uint32_t world, bool cards,
                               struct buf *differences) {
     uint32_t found[sizeof descriptor_rules / sizeof descriptor_rules[0]] = {0};
     uint32_t wanted[sizeof descriptor_rules / sizeof descriptor_rules[0]] = {0};
@@ -107,7 +116,7 @@ enum status descriptors_audit(pid_t pid, enum descriptor_holder holder, uint32_t
         if (rule->holder == holder) {
             size_t first = find_rule(holder, rule->target);
             wanted[first] += number_of(rule->count, n_replicas, world);
-            any[first] = any[first] || rule->count == COUNT_ANY;
+            any[first] = any[first] || rule->count == COUNT_ANY || (rule->count == COUNT_OF_DRIVER && cards);
         }
     }
     for (size_t i = 0; i < descriptor_rule_count; i++) {

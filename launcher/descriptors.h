@@ -23,6 +23,7 @@ enum descriptor_count {
     COUNT_IF_GROUP,  /* one when tp is above 1, else none */
     COUNT_IF_GROUPS, /* one per replica when tp is above 1, else none */
     COUNT_ANY,
+    COUNT_OF_DRIVER, /* any number where a card computes, else none: the driver and its libraries choose */
 };
 
 struct descriptor_rule {
@@ -37,8 +38,8 @@ extern const struct descriptor_rule descriptor_rules[];
 extern const size_t descriptor_rule_count;
 
 /* Holds the open descriptors of process `pid` against the table. Appends what is too many or too few, one after the
- * other ("socket: 4 instead of 3"); nothing when all is as listed. */
-enum status descriptors_audit(pid_t pid, enum descriptor_holder holder, uint32_t n_replicas, uint32_t world,
+ * other ("socket: 4 instead of 3"); nothing when all is as listed. `cards`: the ranks compute on cards. */
+enum status descriptors_audit(pid_t pid, enum descriptor_holder holder, uint32_t n_replicas, uint32_t world, bool cards,
                               struct buf *differences);
 
 #endif

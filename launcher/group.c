@@ -91,7 +91,7 @@ static enum status start_ranks(struct group *group, uint64_t now_ns) {
 void group_start(struct group *group, uint64_t now_ns) {
     group->epoch++;
     group->state = GROUP_STARTING;
-    group->ticked_ns = now_ns;
+    group->start_ns = group->ticked_ns = now_ns;
     enum status status = start_ranks(group, now_ns);
     if (status != STATUS_OK) {
         fail_start(group, now_ns, status);
@@ -446,6 +446,10 @@ const char *group_text(const struct group *group) {
 
 const struct worker_ready *group_ready(const struct group *group, uint32_t rank) {
     return &group->ranks[rank].said;
+}
+
+uint32_t group_start_ms(const struct group *group) {
+    return (uint32_t)((group->up_ns - group->start_ns) / NS_PER_MS);
 }
 
 void group_loading(const struct group *group, uint64_t *done, uint64_t *total) {

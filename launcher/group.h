@@ -78,6 +78,8 @@ uint32_t group_restarts(const struct group *group);
 const char *group_text(const struct group *group); /* the cause of the last death */
 /* What rank `rank` said when it became ready. */
 const struct worker_ready *group_ready(const struct group *group, uint32_t rank);
+/* From the last start of the processes until all were ready. */
+uint32_t group_start_ms(const struct group *group);
 /* Bytes loaded so far and to be loaded, over all ranks. */
 void group_loading(const struct group *group, uint64_t *done, uint64_t *total);
 /* 0 when it does not run. */

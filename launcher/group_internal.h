@@ -36,6 +36,7 @@ struct group {
     struct progress_page *progress;
     int comm_fd; /* of this epoch; -1: none */
     uint64_t stall_ns;
+    uint64_t start_ns; /* of the processes of this epoch */
     uint64_t up_ns;
     uint64_t until_ns; /* end of the back-off; deadline of the reaping */
     uint64_t ticked_ns;

@@ -1,6 +1,7 @@
 # Sourced by launcher/quickstart.sh and tests/run.sh: finds out which Debian packages are missing and installs them.
 # Without root it says what to install and stops; with nothing missing it needs no root.
 
+tandem_cmake_flags=()
 tandem_packages="gcc libc6-dev cmake ninja-build libuv1-dev libyaml-dev libjansson-dev libpcre2-dev"
 
 tandem_missing_packages() {
@@ -35,13 +36,14 @@ tandem_install() { # tandem_install [PACKAGE ...]: what every build needs, and t
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >&2
 }
 
-tandem_build() { # tandem_build PRESET TARGET...: configures and builds, showing the log only when it fails
+# tandem_build PRESET TARGET...: configures, with the array tandem_cmake_flags, and builds; shows the log when it fails
+tandem_build() {
     local preset=$1 log
     shift
     mkdir -p build
     log=build/$preset.log
     echo "building ($preset)" >&2
-    if ! { cmake --preset "$preset" && cmake --build --preset "$preset" --target "$@"; } >"$log" 2>&1; then
+    if ! { cmake --preset "$preset" "${tandem_cmake_flags[@]}" && cmake --build --preset "$preset" --target "$@"; } >"$log" 2>&1; then
         tail -n 60 "$log" >&2
         echo "the build failed; the whole log is in $log" >&2
         return 1

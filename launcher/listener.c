@@ -15,7 +15,8 @@ union address {
     struct sockaddr_in6 v6;
 };
 
-static enum status parse_address(const char *host, uint32_t port, union address *address, socklen_t *size) {
+static enum status parse_address(const char *section, const char *host, uint32_t port, union address *address,
+                                 socklen_t *size) {
     memset(address, 0, sizeof *address);
     if (strcmp(host, "localhost") == 0) {
         host = "127.0.0.1";
@@ -32,10 +33,11 @@ static enum status parse_address(const char *host, uint32_t port, union address 
         *size = sizeof address->v6;
         return STATUS_OK;
     }
-    FAIL(STATUS_INVALID, "http.host: \"%.64s\" is no address", host);
+    FAIL(STATUS_INVALID, "%s.host: \"%.64s\" is no address", section, host);
 }
 
-static enum status bind_socket(int fd, const union address *address, socklen_t size, const char *host, uint32_t port) {
+static enum status bind_socket(int fd, const union address *address, socklen_t size, const char *section,
+                               const char *host, uint32_t port) {
     int on = 1;
     if (setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) != 0) {
         FAIL_ERRNO(STATUS_IO, "SO_REUSEADDR");
@@ -45,16 +47,16 @@ static enum status bind_socket(int fd, const union address *address, socklen_t s
     }
     if (errno == EADDRINUSE) {
         FAIL(STATUS_IO,
-             "http.port: port %u of %s is in use by another program; stop it, or choose another port (0 takes any)",
-             port, host);
+             "%s.port: port %u of %s is in use by another program; stop it, or choose another port (0 takes any)",
+             section, port, host);
     }
     if (errno == EACCES) {
-        FAIL(STATUS_IO, "http.port: only root may listen on port %u; choose one from 1024 on", port);
+        FAIL(STATUS_IO, "%s.port: only root may listen on port %u; choose one from 1024 on", section, port);
     }
     if (errno == EADDRNOTAVAIL) {
-        FAIL(STATUS_IO, "http.host: %s is no address of this host", host);
+        FAIL(STATUS_IO, "%s.host: %s is no address of this host", section, host);
     }
-    FAIL_ERRNO(STATUS_IO, "http: cannot listen on %s port %u", host, port);
+    FAIL_ERRNO(STATUS_IO, "%s: cannot listen on %s port %u", section, host, port);
 }
 
 static enum status name_socket(int fd, char name[LISTENER_NAME_MAX]) {
@@ -74,22 +76,22 @@ static enum status name_socket(int fd, char name[LISTENER_NAME_MAX]) {
     return STATUS_OK;
 }
 
-enum status listener_bind(const char *host, uint32_t port, int *fd, char name[LISTENER_NAME_MAX]) {
+enum status listener_bind(const char *section, const char *host, uint32_t port, struct listener *listener) {
     union address address;
     socklen_t size = 0;
-    TRY(parse_address(host, port, &address, &size));
+    TRY(parse_address(section, host, port, &address, &size));
     int made = socket(address.any.sa_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (made < 0) {
-        FAIL_ERRNO(STATUS_IO, "http: socket");
+        FAIL_ERRNO(STATUS_IO, "%s: socket", section);
     }
-    enum status status = bind_socket(made, &address, size, host, port);
+    enum status status = bind_socket(made, &address, size, section, host, port);
     if (status == STATUS_OK) {
-        status = name_socket(made, name);
+        status = name_socket(made, listener->address);
     }
     if (status != STATUS_OK) {
         close(made);
         return status;
     }
-    *fd = made;
+    listener->fd = made;
     return STATUS_OK;
 }

@@ -294,8 +294,8 @@ static enum status start(struct offline *offline, const struct config *config) {
     if (offline->wake_fd < 0) {
         FAIL_ERRNO(STATUS_IO, "eventfd");
     }
-    TRY(request_context_load(config->model, config->served_model_name, plan->init.limits.max_len,
-                             plan->init.limits.vocab_size, &offline->context));
+    TRY(request_context_load(config->model, config_tokenizer(config), config->served_model_name,
+                             plan->init.limits.max_len, plan->init.n_valid_ids, &offline->context));
     /* Enough to keep every row busy while the next ones wait. */
     uint32_t most = plan->init.limits.n_slots + plan->queue_max;
     offline->window = plan->init.limits.n_slots * 2 + 16;

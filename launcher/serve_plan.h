@@ -19,6 +19,8 @@ struct serve_plan {
     uint32_t journal_slots;
     size_t journal_bytes; /* of each replica's journal */
     const char *log_level;
+    uint64_t start_ns; /* when the plan was begun, and what it took */
+    uint32_t plan_ms;
     uint64_t step_ns; /* a step at full batch takes no longer than about this */
 };
 

@@ -12,6 +12,7 @@
 #include "runtime/base/channel.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/log.h"
+#include "runtime/journal/once.h"
 
 /* From STOP to SIGKILL. With the default drain_timeout everything is gone within five seconds of a signal. */
 #define STOP_NS (NS_PER_S)
@@ -26,7 +27,11 @@ static void on_group_up(void *context, struct group *group) {
     uint32_t replica = group_replica(group);
     supervisor->linked[replica] = false;
     if (group_restarts(group) > 0) {
-        log_info("replica %u: up again (restart %u)", replica, group_restarts(group));
+        struct buf text = {0};
+        supervisor_describe_start(group, supervisor->plan->init.world, &text);
+        log_info("replica %u: up again (restart %u) after %.2f s: %s", replica, group_restarts(group),
+                 group_start_ms(group) / 1e3, buf_cstr(&text));
+        buf_free(&text);
     }
 }
 
@@ -140,7 +145,7 @@ static void show_start(struct supervisor *supervisor, uint64_t now_ns) {
     bar_end(&supervisor->bar, total, now_ns);
     supervisor_report(supervisor);
     supervisor->announced = true;
-    printf("ready http=%s\n", supervisor->address);
+    printf("ready http=%s tcp=%s\n", supervisor->http.address, supervisor->tcp.address);
     fflush(stdout);
 }
 
@@ -159,7 +164,9 @@ static enum status start(struct supervisor *supervisor) {
     TRY(spawn_seal());
     raise_descriptor_limit();
     TRY(spawn_signals(&supervisor->signal_fd));
-    TRY(listener_bind(config->http.host, config->http.port, &supervisor->listener, supervisor->address));
+    TRY(listener_bind("http", config->http.host, config->http.port, &supervisor->http));
+    TRY(listener_bind("tcp", config->tcp.host, config->tcp.port, &supervisor->tcp));
+    TRY(memfd_make("tandem-once", once_bytes(), &supervisor->once));
     for (uint32_t i = 0; i < plan->n_replicas; i++) {
         TRY(memfd_make("tandem-journal", plan->journal_bytes, &supervisor->journals[i]));
     }
@@ -276,8 +283,11 @@ static void clean_up(struct supervisor *supervisor) {
             close(supervisor->journals[i]);
         }
     }
-    if (supervisor->listener >= 0) {
-        close(supervisor->listener);
+    const int others[] = {supervisor->http.fd, supervisor->tcp.fd, supervisor->once};
+    for (size_t i = 0; i < sizeof others / sizeof others[0]; i++) {
+        if (others[i] >= 0) {
+            close(others[i]);
+        }
     }
     if (supervisor->signal_fd >= 0) {
         close(supervisor->signal_fd);
@@ -285,8 +295,13 @@ static void clean_up(struct supervisor *supervisor) {
 }
 
 int supervisor_run(const struct config *config, const struct serve_plan *plan) {
-    struct supervisor supervisor = {
-        .config = config, .plan = plan, .signal_fd = -1, .listener = -1, .front = {.child = {.control_fd = -1}}};
+    struct supervisor supervisor = {.config = config,
+                                    .plan = plan,
+                                    .signal_fd = -1,
+                                    .http = {.fd = -1},
+                                    .tcp = {.fd = -1},
+                                    .once = -1,
+                                    .front = {.child = {.control_fd = -1}}};
     for (uint32_t i = 0; i < SUPERVISOR_MAX_REPLICAS; i++) {
         supervisor.journals[i] = -1;
     }

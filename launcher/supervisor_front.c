@@ -23,26 +23,35 @@ static void fill_init(const struct supervisor *supervisor, struct frontend_init 
     init->n_replicas = plan->n_replicas;
     init->world = plan->init.world;
     snprintf(init->model_dir, sizeof init->model_dir, "%s", config->model);
+    snprintf(init->tokenizer_dir, sizeof init->tokenizer_dir, "%s", config_tokenizer(config));
     snprintf(init->served_model_name, sizeof init->served_model_name, "%s", config->served_model_name);
     snprintf(init->api_key_file, sizeof init->api_key_file, "%s",
              config->api_key_file != NULL ? config->api_key_file : "");
     init->limits = plan->init.limits;
+    init->n_valid_ids = plan->init.n_valid_ids;
     init->max_body_bytes = plan->init.max_body_bytes;
     init->prefix_cache = config->engine.prefix_cache;
     init->queue_max = plan->queue_max;
     init->journal_bytes = plan->journal_bytes;
     init->recover = supervisor->front.recover;
     init->drain_timeout_ms = config->drain_timeout_s * 1000;
+    init->tsp = (struct tsp_limits){.resume_window_ms = config->tcp.resume_window_s * 1000,
+                                    .ping_ms = config->tcp.ping_s * 1000,
+                                    .max_connections = config->tcp.max_connections,
+                                    .max_streams = config->tcp.max_streams,
+                                    .max_frame_bytes = config->tcp.max_frame_kib << 10,
+                                    .send_buffer_bytes = config->tcp.send_buffer_kib << 10};
 }
 
 static enum status send_init(struct supervisor *supervisor) {
     struct control_msg *message = xcalloc(1, sizeof *message);
     message->type = CONTROL_INIT;
     fill_init(supervisor, &message->body.frontend);
-    int fds[1 + SUPERVISOR_MAX_REPLICAS] = {supervisor->listener};
-    memcpy(fds + 1, supervisor->journals, supervisor->plan->n_replicas * sizeof fds[0]);
+    int fds[FRONTEND_FDS + SUPERVISOR_MAX_REPLICAS] = {
+        [FRONTEND_HTTP] = supervisor->http.fd, [FRONTEND_TCP] = supervisor->tcp.fd, [FRONTEND_ONCE] = supervisor->once};
+    memcpy(fds + FRONTEND_FDS, supervisor->journals, supervisor->plan->n_replicas * sizeof fds[0]);
     enum status status =
-        control_send(supervisor->front.child.control_fd, message, fds, 1 + supervisor->plan->n_replicas);
+        control_send(supervisor->front.child.control_fd, message, fds, FRONTEND_FDS + supervisor->plan->n_replicas);
     free(message);
     return status;
 }

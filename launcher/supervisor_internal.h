@@ -36,8 +36,8 @@ struct supervisor {
     int exit_code;
     uint64_t deadline_ns; /* of the phase */
     int signal_fd;
-    int listener;
-    char address[LISTENER_NAME_MAX];
+    struct listener http, tcp;
+    int once; /* memfd of forgotten requests */
     int journals[SUPERVISOR_MAX_REPLICAS];
     struct group *groups[SUPERVISOR_MAX_REPLICAS];
     bool linked[SUPERVISOR_MAX_REPLICAS]; /* to the front-end that runs */
@@ -50,7 +50,7 @@ struct supervisor {
 
 /* ---- supervisor_front.c */
 
-/* Starts a front-end on the listener and the journals. */
+/* Starts a front-end on the listeners and the journals. */
 enum status front_start(struct supervisor *supervisor);
 /* Takes what it says. */
 void front_readable(struct supervisor *supervisor, uint64_t now_ns);
@@ -77,6 +77,9 @@ void supervisor_stop_groups(struct supervisor *supervisor);
 
 /* Holds every process's descriptors against the table and logs what it finds. */
 void supervisor_audit(const struct supervisor *supervisor);
+
+/* Appends what the last start of a group's processes took, in seconds. */
+void supervisor_describe_start(const struct group *group, uint32_t world, struct buf *out);
 
 /* The table at the end of the start. */
 void supervisor_report(const struct supervisor *supervisor);

@@ -77,14 +77,7 @@ for preset in release asan; do
     replay build/$preset
 done
 
-# The plug-ins compile where there is a compiler for them; no card is needed.
-if command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ]; then
-    if tandem_build cuda cuda_plugins; then
-        passed=$((passed + 1))
-    else
-        failed=$((failed + 1))
-    fi
-fi
+run cuda/plugins tests/cuda_plugins.sh
 
 if tandem_build tsan all_tests; then
     for name in $(cat tests/tsan.txt); do

@@ -22,6 +22,7 @@ enum status cpu_attention(struct kernel_stream *stream, const struct op_attentio
 enum status cpu_swiglu(struct kernel_stream *stream, const struct op_swiglu *args);
 enum status cpu_gather_rows(struct kernel_stream *stream, const struct op_gather_rows *args);
 enum status cpu_copy_2d(struct kernel_stream *stream, const struct op_copy_2d *args);
+enum status cpu_random(struct kernel_stream *stream, const struct op_random *args);
 enum status cpu_argmax(struct kernel_stream *stream, const struct op_argmax *args);
 enum status cpu_argmax_merge(struct kernel_stream *stream, const struct op_argmax_merge *args);
 enum status cpu_sample(struct kernel_stream *stream, const struct op_sample *args);

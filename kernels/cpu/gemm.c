@@ -79,9 +79,11 @@ static const struct gemm_kernels gemm_kernels_c = {
 struct gemm_call {
     const struct gemm_kernels *kernels;
     struct kernel_device *device;
-    struct gemm_job job;
-    uint32_t item_columns; /* weight rows in an item */
-    uint32_t n_tiles;      /* of a packed chunk */
+    struct gemm_job job;    /* direct: the chunk; panel: the rows that are packed together */
+    uint32_t item_columns;  /* weight rows in an item */
+    uint32_t n_items;       /* of a chunk */
+    uint32_t n_chunks;      /* of the packed rows */
+    uint32_t n_chunk_tiles; /* at most */
 };
 
 static void direct_item(const void *context, uint32_t item, uint32_t thread) {
@@ -93,12 +95,23 @@ static void direct_item(const void *context, uint32_t item, uint32_t thread) {
     call->kernels->direct(&call->job, first, end);
 }
 
+/* A chunk of the rows that are packed together. */
+static struct gemm_job packed_chunk(const struct gemm_call *call, uint32_t chunk) {
+    struct gemm_job job = call->job;
+    uint32_t first = gemm_tile_row(call->job.m, call->n_chunks, chunk);
+    job.m = gemm_tile_row(call->job.m, call->n_chunks, chunk + 1) - first;
+    job.m_first += first;
+    job.x += (size_t)first * job.k_padded;
+    return job;
+}
+
 static void panel_item(const void *context, uint32_t item, uint32_t thread) {
     const struct gemm_call *call = context;
-    uint32_t n = call->job.op->weight.n;
-    uint32_t first = item * call->item_columns;
+    struct gemm_job job = packed_chunk(call, item / call->n_items);
+    uint32_t n = job.op->weight.n;
+    uint32_t first = item % call->n_items * call->item_columns;
     uint32_t end = n - first < call->item_columns ? n : first + call->item_columns;
-    call->kernels->panel(&call->job, first, end, cpu_thread_scratch(call->device, thread));
+    call->kernels->panel(&job, first, end, cpu_thread_scratch(call->device, thread));
 }
 
 void gemm_widen(float *out, const struct op_gemm *op, size_t row, uint32_t k, uint32_t count) {
@@ -110,10 +123,15 @@ void gemm_widen(float *out, const struct op_gemm *op, size_t row, uint32_t k, ui
 static void pack_item(const void *context, uint32_t item, uint32_t thread) {
     (void)thread;
     const struct gemm_call *call = context;
-    const struct gemm_job *job = &call->job;
-    uint32_t first = gemm_tile_row(job->m, call->n_tiles, item);
-    uint32_t rows = gemm_tile_row(job->m, call->n_tiles, item + 1) - first;
-    call->kernels->pack(job, first, rows, (float *)cpu_shared_scratch(call->device) + (size_t)first * job->k_padded);
+    struct gemm_job job = packed_chunk(call, item / call->n_chunk_tiles);
+    uint32_t tile = item % call->n_chunk_tiles;
+    uint32_t n_tiles = (job.m + call->kernels->panel_rows - 1) / call->kernels->panel_rows;
+    if (tile < n_tiles) {
+        uint32_t first = gemm_tile_row(job.m, n_tiles, tile);
+        uint32_t rows = gemm_tile_row(job.m, n_tiles, tile + 1) - first;
+        float *packed = (float *)cpu_shared_scratch(call->device) + (job.m_first - call->job.m_first) * job.k_padded;
+        call->kernels->pack(&job, first, rows, packed + (size_t)first * job.k_padded);
+    }
 }
 
 /* Weight rows in an item: at least MIN_ITEM_BYTES, about eight items for each thread, whole groups. */
@@ -132,7 +150,7 @@ static uint32_t item_columns(const struct gemm_call *call, uint32_t group) {
     return (uint32_t)(groups > 0 ? groups : 1) * group;
 }
 
-static void run_direct_chunk(struct gemm_call *call) {
+static void run_direct_rows(struct gemm_call *call) {
     struct gemm_job *job = &call->job;
     const struct op_gemm *op = job->op;
     if (op->x_dtype == DTYPE_F32 && job->k_padded == op->weight.k) {
@@ -147,18 +165,24 @@ static void run_direct_chunk(struct gemm_call *call) {
         job->x_stride = job->k_padded;
     }
     call->item_columns = item_columns(call, call->kernels->direct_columns[job->m]);
-    uint32_t n_items = (op->weight.n + call->item_columns - 1) / call->item_columns;
-    cpu_parallel(call->device, n_items, direct_item, call);
+    call->n_items = (op->weight.n + call->item_columns - 1) / call->item_columns;
+    cpu_parallel(call->device, call->n_items, direct_item, call);
 }
 
-static void run_panel_chunk(struct gemm_call *call) {
+/* All rows are packed at once, and the items of all chunks are one region, a chunk's side by side: the threads meet
+ * twice, not at each chunk. */
+static void run_panel_rows(struct gemm_call *call) {
     struct gemm_job *job = &call->job;
-    call->n_tiles = (job->m + call->kernels->panel_rows - 1) / call->kernels->panel_rows;
-    cpu_parallel(call->device, call->n_tiles, pack_item, call);
+    uint32_t row_bytes = job->k_padded * (uint32_t)sizeof(float);
+    uint32_t chunk = PANEL_X_BYTES / row_bytes > PANEL_MIN_ROWS ? PANEL_X_BYTES / row_bytes : PANEL_MIN_ROWS;
+    call->n_chunks = (job->m + chunk - 1) / chunk;
+    uint32_t largest = gemm_tile_row(job->m, call->n_chunks, 1);
+    call->n_chunk_tiles = (largest + call->kernels->panel_rows - 1) / call->kernels->panel_rows;
     job->x = cpu_shared_scratch(call->device);
+    cpu_parallel(call->device, call->n_chunks * call->n_chunk_tiles, pack_item, call);
     call->item_columns = item_columns(call, call->kernels->panel_columns);
-    uint32_t n_items = (job->op->weight.n + call->item_columns - 1) / call->item_columns;
-    cpu_parallel(call->device, n_items, panel_item, call);
+    call->n_items = (job->op->weight.n + call->item_columns - 1) / call->item_columns;
+    cpu_parallel(call->device, call->n_chunks * call->n_items, panel_item, call);
 }
 
 static void run_gemm(struct kernel_device *device, const void *args) {
@@ -167,21 +191,19 @@ static void run_gemm(struct kernel_device *device, const void *args) {
     struct gemm_call call = {.kernels = by_isa[cpu_isa()], .device = device, .job.op = op};
     struct gemm_job *job = &call.job;
     job->k_padded = (op->weight.k + GEMM_LANES - 1) / GEMM_LANES * GEMM_LANES;
-    uint32_t chunk = call.kernels->direct_rows[op->weight.format];
-    bool panel = call.kernels->panel != NULL && op->m > chunk;
+    uint32_t rows = call.kernels->direct_rows[op->weight.format];
+    bool panel = call.kernels->panel != NULL && op->m > rows;
     if (panel) {
-        uint32_t row_bytes = job->k_padded * (uint32_t)sizeof(float);
-        chunk = PANEL_X_BYTES / row_bytes > PANEL_MIN_ROWS ? PANEL_X_BYTES / row_bytes : PANEL_MIN_ROWS;
-        chunk = chunk < CPU_SCRATCH_BYTES / row_bytes ? chunk : (uint32_t)(CPU_SCRATCH_BYTES / row_bytes);
+        rows = (uint32_t)(CPU_SCRATCH_BYTES / (job->k_padded * sizeof(float)));
     }
-    uint32_t n_chunks = (op->m + chunk - 1) / chunk;
-    for (uint32_t i = 0; i < n_chunks; i++) {
-        job->m_first = gemm_tile_row(op->m, n_chunks, i);
-        job->m = gemm_tile_row(op->m, n_chunks, i + 1) - job->m_first;
+    uint32_t n_parts = (op->m + rows - 1) / rows;
+    for (uint32_t i = 0; i < n_parts; i++) {
+        job->m_first = gemm_tile_row(op->m, n_parts, i);
+        job->m = gemm_tile_row(op->m, n_parts, i + 1) - job->m_first;
         if (panel) {
-            run_panel_chunk(&call);
+            run_panel_rows(&call);
         } else {
-            run_direct_chunk(&call);
+            run_direct_rows(&call);
         }
     }
 }

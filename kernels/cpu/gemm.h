@@ -44,9 +44,11 @@ struct gemm_kernels {
 extern const struct gemm_kernels gemm_kernels_avx2;
 extern const struct gemm_kernels gemm_kernels_avx512;
 
-/* The rows of a packed chunk are cut evenly into tiles: tile i begins at this row; tile n_tiles ends the chunk. */
+/* The rows of a packed chunk are cut evenly into tiles, the larger ones first: tile i begins at this row; tile n_tiles
+ * ends the chunk. */
 static inline uint32_t gemm_tile_row(uint32_t m, uint32_t n_tiles, uint32_t tile) {
-    return (uint32_t)((uint64_t)m * tile / n_tiles);
+    uint32_t larger = m % n_tiles;
+    return tile * (m / n_tiles) + (tile < larger ? tile : larger);
 }
 
 /* out[i] = x[row][k + i] in fp32 for i < count, zeros beyond the row's end. */

@@ -23,9 +23,9 @@
 
 #define MAX_OUTPUTS 32
 #define LINE 64
-#define PANEL_BLOCK 768u /* columns: a panel's block takes a third of a first-level cache */
-#define GROUP_PANELS 8u
-#define GROUP_MIN_TILES 4u
+#define PANEL_BLOCK 768u  /* floats of one row of x or of weights in a block at most */
+#define NEAR_FLOATS 6656u /* of a panel's block and of x that a first-level cache keeps side by side */
+#define GROUP_PANELS 8u   /* whose blocks a second-level cache keeps beside much of a chunk of x */
 
 /* Stores the sums [mr][nr] of a tile; the first `columns` of each row are outputs. */
 ALWAYS_INLINE void store_tile(const uint32_t mr, const uint32_t nr, const struct gemm_job *job, uint32_t m, uint32_t n,
@@ -206,22 +206,27 @@ static void pack(const struct gemm_job *job, uint32_t row, uint32_t rows, float 
     }
 }
 
-/* A panel is PANEL_COLUMNS rows of weights, of which a block of columns at a time is converted to
- * [PARTS][k_block / 16][PANEL_COLUMNS][LANES], small enough to stay in the first-level cache while the rows of x pass
- * by. Sums wait in `sums` from one block to the next, whole vectors, so blocks change nothing in an output's bits. */
+/* A panel is PANEL_COLUMNS rows of weights, taken block by block: a block is so many columns, all of their partial sums
+ * or one vector of them, and is converted to [part][steps][PANEL_COLUMNS][LANES]. Sums wait in `kept` from one block to
+ * the next, whole vectors, so blocks change nothing in an output's bits. */
 struct panel_run {
     const struct gemm_job *job;
-    const char *w;  /* the panel's first row */
-    size_t w_bytes; /* of a row */
-    uint32_t n;
-    uint32_t columns;  /* rows of weights that are there; the others count as zeros and are not stored */
-    float *packed;     /* the block's weights */
-    float *sums;       /* [tile][PARTS][rows][PANEL_COLUMNS][LANES] */
-    uint32_t k_first;  /* the block */
-    uint32_t k_end;    /* multiples of 16, up to k_padded */
-    const char *ahead; /* prefetched up to ahead_end, so many lines for each step of 16 columns */
-    const char *ahead_end;
-    uint32_t ahead_lines;
+    float *scratch;
+    size_t w_bytes;   /* of a row of weights */
+    uint32_t n_first; /* the group of panels */
+    uint32_t n_end;
+    uint32_t k_first;    /* the block: columns, */
+    uint32_t k_end;      /* multiples of 16, up to k_padded, */
+    uint32_t part_first; /* and parts */
+    uint32_t part_end;
+    uint32_t n;       /* the panel: its first row, */
+    uint32_t columns; /* rows that are there; the others count as zeros and are not stored */
+    const char *w;
+    float *packed; /* its weights in the block */
+    float *kept;   /* [tile][PARTS][rows][PANEL_COLUMNS][LANES] from row kept_row of the chunk on */
+    uint32_t kept_row;
+    const char *ahead;  /* of the weights that are prefetched, */
+    size_t ahead_bytes; /* so many for each step of 16 columns */
 };
 
 /* How a tile gets its weights: the first tile converts them and leaves them to the others. */
@@ -278,140 +283,187 @@ ALWAYS_INLINE void panel_step(const uint32_t mr, const enum panel_source source,
     }
 }
 
+/* The end of a tile: its last part is in `tile`, the parts before it wait in `kept`. */
+ALWAYS_INLINE void panel_finish(const uint32_t mr, const struct panel_run *run, uint32_t m, const float *kept,
+                                const VF *tile) {
+    const uint32_t outputs = mr * PANEL_COLUMNS;
+    VF sums[MAX_OUTPUTS][PARTS];
+    UNROLL
+    for (uint32_t i = 0; i < outputs; i++) {
+        UNROLL
+        for (uint32_t part = 0; part + 1 < PARTS; part++) {
+            sums[i][part] = vf_load(kept + (part * outputs + i) * LANES);
+        }
+        sums[i][PARTS - 1] = tile[i];
+    }
+    float out[MAX_OUTPUTS];
+    reduce(out, sums, outputs);
+    store_tile(mr, PANEL_COLUMNS, run->job, m, run->n, run->columns, out);
+}
+
+/* One part of the block's columns, those before k_plain with all weights there. x and w begin with the block's. */
+ALWAYS_INLINE void panel_part(const uint32_t mr, const enum panel_source source, const struct panel_run *run,
+                              uint32_t part, uint32_t k_plain, const float *x, float *w, VF *tile) {
+    const char *ahead = run->ahead;
+    uint32_t k = run->k_first;
+    for (; k < k_plain; k += GEMM_LANES) {
+        panel_step(mr, source, false, run, k + part * LANES, x, w, tile);
+        x += mr * LANES;
+        w += PANEL_COLUMNS * LANES;
+        __builtin_prefetch(ahead, 0, 3);
+        ahead += run->ahead_bytes;
+    }
+    for (; source != PANEL_PACKED && k < run->k_end; k += GEMM_LANES) {
+        panel_step(mr, source, true, run, k + part * LANES, x, w, tile);
+        x += mr * LANES;
+        w += PANEL_COLUMNS * LANES;
+    }
+}
+
 /* A tile of rows m, m + 1, ... of the chunk against the block. */
-ALWAYS_INLINE void panel_tile(const uint32_t mr, const enum panel_source source, const struct panel_run *caller_run,
+ALWAYS_INLINE void panel_tile(const uint32_t mr, const enum panel_source source, struct panel_run *caller_run,
                               uint32_t m) {
-    const struct panel_run copy = *caller_run; /* stores through float pointers cannot change it */
-    const struct panel_run *run = &copy;
+    struct panel_run copy = *caller_run; /* stores through float pointers cannot change it */
+    struct panel_run *run = &copy;
     const struct gemm_job *job = run->job;
-    const uint32_t nr = PANEL_COLUMNS;
+    const uint32_t outputs = mr * PANEL_COLUMNS;
+    const uint32_t steps = (run->k_end - run->k_first) / GEMM_LANES;
+    const bool last = run->k_end == job->k_padded;
     /* Up to here all weights are there; the rest is done with care. */
     uint32_t k_plain = run->k_end;
-    if (source != PANEL_PACKED && run->columns < nr) {
+    if (source != PANEL_PACKED && run->columns < PANEL_COLUMNS) {
         k_plain = run->k_first;
     } else if (source != PANEL_PACKED && run->k_end > job->op->weight.k) {
         k_plain = run->k_end - GEMM_LANES;
     }
     const size_t x_part = (size_t)job->k_padded / GEMM_LANES * mr * LANES;
-    const size_t w_part = (size_t)(run->k_end - run->k_first) / GEMM_LANES * nr * LANES;
-    float *kept = run->sums + (size_t)m * nr * GEMM_LANES;
-    const char *ahead = run->ahead;
-    VF sums[MAX_OUTPUTS][PARTS];
-    UNROLL
-    for (uint32_t part = 0; part < PARTS; part++) {
-        const float *x = job->x + (size_t)m * job->k_padded + part * x_part + run->k_first / GEMM_LANES * mr * LANES;
-        float *w = run->packed + part * w_part;
-        VF tile[MAX_OUTPUTS];
+    const float *x = job->x + (size_t)m * job->k_padded + run->k_first / GEMM_LANES * mr * LANES;
+    float *w = run->packed;
+    float *kept = run->kept + (size_t)(m - run->kept_row) * PANEL_COLUMNS * GEMM_LANES;
+    VF tile[MAX_OUTPUTS];
+    uint32_t part = run->part_first;
+    do {
+        float *waiting = kept + part * outputs * LANES;
         UNROLL
-        for (uint32_t i = 0; i < mr * nr; i++) {
+        for (uint32_t i = 0; i < outputs; i++) {
             tile[i] = vf_zero();
         }
         if (run->k_first > 0) {
             UNROLL
-            for (uint32_t i = 0; i < mr * nr; i++) {
-                tile[i] = vf_load(kept + (part * mr * nr + i) * LANES);
+            for (uint32_t i = 0; i < outputs; i++) {
+                tile[i] = vf_load(waiting + i * LANES);
             }
         }
-        uint32_t k = run->k_first;
-        for (; k < k_plain; k += GEMM_LANES) {
-            panel_step(mr, source, false, run, k + part * LANES, x, w, tile);
-            x += mr * LANES;
-            w += nr * LANES;
-            if (part == 0) {
-                for (uint32_t line = 0; line < run->ahead_lines; line++) {
-                    __builtin_prefetch(ahead, 0, 3);
-                    ahead += LINE;
-                }
+        panel_part(mr, source, run, part, k_plain, x + part * x_part, w, tile);
+        if (!last || part + 1 < PARTS) {
+            UNROLL
+            for (uint32_t i = 0; i < outputs; i++) {
+                vf_store(waiting + i * LANES, tile[i]);
             }
         }
-        for (; source != PANEL_PACKED && k < run->k_end; k += GEMM_LANES) {
-            panel_step(mr, source, true, run, k + part * LANES, x, w, tile);
-            x += mr * LANES;
-            w += nr * LANES;
-        }
-        UNROLL
-        for (uint32_t i = 0; i < mr * nr; i++) {
-            sums[i][part] = tile[i];
-        }
+        w += steps * PANEL_COLUMNS * LANES;
+        run->ahead += steps * run->ahead_bytes;
+    } while (++part < run->part_end);
+    caller_run->ahead = run->ahead;
+    if (last && part == PARTS) {
+        panel_finish(mr, run, m, kept, tile);
     }
-    if (run->k_end == job->k_padded) {
-        float out[MAX_OUTPUTS];
-        reduce(out, sums, mr * nr);
-        store_tile(mr, nr, job, m, run->n, run->columns, out);
-        return;
-    }
-    UNROLL
-    for (uint32_t part = 0; part < PARTS; part++) {
-        UNROLL
-        for (uint32_t i = 0; i < mr * nr; i++) {
-            vf_store(kept + (part * mr * nr + i) * LANES, sums[i][part]);
+}
+
+/* Tiles of mr rows, [m_first, m_end) of the chunk, against the block of each panel of the group. */
+ALWAYS_INLINE void panel_block(const uint32_t mr, const enum panel_source source, struct panel_run *run,
+                               uint32_t m_first, uint32_t m_end) {
+    const struct weight *weight = &run->job->op->weight;
+    const uint32_t width = (run->k_end - run->k_first) / PARTS; /* floats of a row and part */
+    const uint32_t parts = run->part_end - run->part_first;
+    const bool whole = width * parts == run->job->k_padded;
+    const size_t kept_floats = whole ? 0 : (size_t)run->job->m * PANEL_COLUMNS * GEMM_LANES;
+    run->packed = run->scratch + run->part_first * width * GROUP_PANELS * PANEL_COLUMNS;
+    run->kept = run->scratch + PANEL_BLOCK * PARTS * GROUP_PANELS * PANEL_COLUMNS;
+    for (run->n = run->n_first; run->n < run->n_end; run->n += PANEL_COLUMNS) {
+        run->columns = run->n_end - run->n < PANEL_COLUMNS ? run->n_end - run->n : PANEL_COLUMNS;
+        run->w = (const char *)weight->data + run->n * run->w_bytes;
+        for (uint32_t m = m_first; m < m_end; m += mr) {
+            panel_tile(mr, source, run, m);
         }
+        run->packed += width * parts * PANEL_COLUMNS;
+        run->kept += kept_floats;
     }
 }
 
 #define PANEL_FUNCTIONS(mr)                                                                                            \
-    static void panel_packed_##mr(const struct panel_run *run, uint32_t m) {                                           \
-        panel_tile(mr, PANEL_PACKED, run, m);                                                                          \
+    static void panel_packed_##mr(struct panel_run *run, uint32_t m_first, uint32_t m_end) {                           \
+        panel_block(mr, PANEL_PACKED, run, m_first, m_end);                                                            \
     }                                                                                                                  \
-    static void panel_bf16_##mr(const struct panel_run *run, uint32_t m) {                                             \
-        panel_tile(mr, PANEL_BF16, run, m);                                                                            \
+    static void panel_bf16_##mr(struct panel_run *run, uint32_t m_first, uint32_t m_end) {                             \
+        panel_block(mr, PANEL_BF16, run, m_first, m_end);                                                              \
     }                                                                                                                  \
-    static void panel_f16_##mr(const struct panel_run *run, uint32_t m) {                                              \
-        panel_tile(mr, PANEL_F16, run, m);                                                                             \
+    static void panel_f16_##mr(struct panel_run *run, uint32_t m_first, uint32_t m_end) {                              \
+        panel_block(mr, PANEL_F16, run, m_first, m_end);                                                               \
     }                                                                                                                  \
-    static void panel_f32_##mr(const struct panel_run *run, uint32_t m) {                                              \
-        panel_tile(mr, PANEL_F32, run, m);                                                                             \
+    static void panel_f32_##mr(struct panel_run *run, uint32_t m_first, uint32_t m_end) {                              \
+        panel_block(mr, PANEL_F32, run, m_first, m_end);                                                               \
     }
 PANEL_CASES(PANEL_FUNCTIONS)
 
-static void panel_block(struct panel_run *run, uint32_t n_tiles, enum panel_source source) {
-    typedef void tile_function(const struct panel_run *run, uint32_t m);
+/* Tiles [first, end) of the chunk, all of the same size, against the group. */
+static void panel_tiles(struct panel_run *run, uint32_t n_tiles, uint32_t first, uint32_t end) {
+    typedef void block_function(struct panel_run * run, uint32_t m_first, uint32_t m_end);
 #define PANEL_ENTRY(mr)                                                                                                \
     [mr] = {[PANEL_PACKED] = panel_packed_##mr,                                                                        \
             [PANEL_BF16] = panel_bf16_##mr,                                                                            \
             [PANEL_F16] = panel_f16_##mr,                                                                              \
             [PANEL_F32] = panel_f32_##mr},
-    static tile_function *const functions[PANEL_ROWS + 1][4] = {PANEL_CASES(PANEL_ENTRY)};
-    uint32_t steps = (run->k_end - run->k_first) / GEMM_LANES;
-    for (uint32_t i = 0; i < n_tiles; i++) {
-        uint32_t m = gemm_tile_row(run->job->m, n_tiles, i);
-        functions[gemm_tile_row(run->job->m, n_tiles, i + 1) - m][i == 0 ? source : PANEL_PACKED](run, m);
-        run->ahead += (size_t)steps * run->ahead_lines * LINE;
-        run->ahead_lines = run->ahead < run->ahead_end ? run->ahead_lines : 0;
+    static block_function *const functions[PANEL_ROWS + 1][4] = {PANEL_CASES(PANEL_ENTRY)};
+    static const enum panel_source sources[] = {
+        [DTYPE_BF16] = PANEL_BF16, [DTYPE_F16] = PANEL_F16, [DTYPE_F32] = PANEL_F32};
+    const uint32_t m_first = gemm_tile_row(run->job->m, n_tiles, first);
+    const uint32_t m_end = gemm_tile_row(run->job->m, n_tiles, end);
+    const enum panel_source source = first == 0 ? sources[run->job->op->weight.format] : PANEL_PACKED;
+    functions[(m_end - m_first) / (end - first)][source](run, m_first, m_end);
+}
+
+/* As many tiles of x as the first-level cache keeps beside one panel go by together, so that a panel comes from the
+ * second level once for all of them, and a tile of x once for all panels of the group. */
+static void panel_group(struct panel_run *run) {
+    const struct gemm_job *job = run->job;
+    const uint32_t n_tiles = (job->m + PANEL_ROWS - 1) / PANEL_ROWS;
+    const uint32_t n_larger = job->m % n_tiles; /* tiles */
+    const uint32_t steps = job->k_padded / GEMM_LANES;
+    const uint32_t parts = job->k_padded > PANEL_BLOCK ? 1 : PARTS; /* of a block */
+    const uint32_t block_columns = PANEL_BLOCK * PARTS / parts;
+    const uint32_t n_blocks = (job->k_padded + block_columns - 1) / block_columns;
+    for (uint32_t block = 0; block < n_blocks; block++) {
+        run->k_first = gemm_tile_row(steps, n_blocks, block) * GEMM_LANES;
+        run->k_end = gemm_tile_row(steps, n_blocks, block + 1) * GEMM_LANES;
+        const uint32_t room = NEAR_FLOATS / ((run->k_end - run->k_first) * parts / PARTS); /* in rows */
+        const uint32_t near = room >= PANEL_COLUMNS + 2 * PANEL_ROWS ? (room - PANEL_COLUMNS) / PANEL_ROWS : 1;
+        for (uint32_t first = 0, end = 1; first < n_tiles; first = end, end += near) {
+            end = end < n_tiles ? end : n_tiles;
+            end = first < n_larger && end > n_larger ? n_larger : end;
+            run->kept_row = n_blocks > 1 ? 0 : gemm_tile_row(job->m, n_tiles, first);
+            for (run->part_first = 0; run->part_first < PARTS; run->part_first += parts) {
+                run->part_end = run->part_first + parts;
+                panel_tiles(run, n_tiles, first, end);
+            }
+        }
     }
 }
 
-/* Blocks go by in the outer loop, and the panels of a group in the inner: then a block of x stays near for all of them,
- * which a whole chunk of long rows would not. For few or short rows a group is one panel, and the next one's weights
- * are prefetched, spread over its tiles. */
+/* While a group of panels is taken, the next one's weights are prefetched, spread over its steps. */
 static void panel(const struct gemm_job *job, uint32_t n_first, uint32_t n_end, float *scratch) {
-    static const enum panel_source sources[] = {
-        [DTYPE_BF16] = PANEL_BF16, [DTYPE_F16] = PANEL_F16, [DTYPE_F32] = PANEL_F32};
     const struct weight *weight = &job->op->weight;
-    const uint32_t n_blocks = (job->k_padded + PANEL_BLOCK - 1) / PANEL_BLOCK;
-    const uint32_t steps = job->k_padded / GEMM_LANES;
     const uint32_t n_tiles = (job->m + PANEL_ROWS - 1) / PANEL_ROWS;
-    const bool grouped = n_blocks > 2 && n_tiles > GROUP_MIN_TILES;
-    const uint32_t group_columns = grouped ? GROUP_PANELS * PANEL_COLUMNS : PANEL_COLUMNS;
-    const size_t panel_lines = PANEL_COLUMNS * weight->k * dtype_bytes(weight->format) / LINE;
-    struct panel_run run = {.job = job, .packed = scratch};
-    run.w_bytes = weight->k * dtype_bytes(weight->format);
-    for (uint32_t group = n_first; group < n_end; group += group_columns) {
-        uint32_t group_end = n_end - group < group_columns ? n_end : group + group_columns;
-        run.ahead = (const char *)weight->data + group_end * run.w_bytes;
-        run.ahead_end = run.ahead + panel_lines * LINE;
-        run.ahead_lines = grouped ? 0 : (uint32_t)(panel_lines / ((size_t)steps * n_tiles)) + 1;
-        for (uint32_t block = 0; block < n_blocks; block++) {
-            run.k_first = gemm_tile_row(steps, n_blocks, block) * GEMM_LANES;
-            run.k_end = gemm_tile_row(steps, n_blocks, block + 1) * GEMM_LANES;
-            run.sums = scratch + PANEL_COLUMNS * PANEL_BLOCK;
-            for (run.n = group; run.n < group_end; run.n += PANEL_COLUMNS) {
-                run.columns = group_end - run.n < PANEL_COLUMNS ? group_end - run.n : PANEL_COLUMNS;
-                run.w = (const char *)weight->data + run.n * run.w_bytes;
-                panel_block(&run, n_tiles, sources[weight->format]);
-                run.sums += (size_t)job->m * PANEL_COLUMNS * GEMM_LANES;
-            }
-        }
+    const uint32_t n_panels = (n_end - n_first + PANEL_COLUMNS - 1) / PANEL_COLUMNS;
+    const uint32_t n_groups = (n_panels + GROUP_PANELS - 1) / GROUP_PANELS;
+    struct panel_run run = {.job = job, .scratch = scratch, .w_bytes = weight->k * dtype_bytes(weight->format)};
+    run.ahead_bytes = PANEL_COLUMNS * run.w_bytes / ((size_t)job->k_padded / LANES * n_tiles) + 1;
+    for (uint32_t group = 0; group < n_groups; group++) {
+        run.n_first = n_first + gemm_tile_row(n_panels, n_groups, group) * PANEL_COLUMNS;
+        run.n_end = n_first + gemm_tile_row(n_panels, n_groups, group + 1) * PANEL_COLUMNS;
+        run.n_end = run.n_end < n_end ? run.n_end : n_end;
+        run.ahead = (const char *)weight->data + run.n_end * run.w_bytes;
+        panel_group(&run);
     }
 }
 

@@ -2,6 +2,18 @@
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/device.h"
 
+/* Both are the host's small change. */
+static size_t stream_bytes(struct kernel_device *device) {
+    (void)device;
+    return 0;
+}
+
+static size_t graph_bytes(struct kernel_device *device, uint32_t n_ops) {
+    (void)device;
+    (void)n_ops;
+    return 0;
+}
+
 const struct kernel_ops cpu_kernel_ops = {
     .name = "cpu",
     .open = cpu_open,
@@ -12,6 +24,7 @@ const struct kernel_ops cpu_kernel_ops = {
     .host_alloc = cpu_alloc, /* one memory */
     .host_free = cpu_free,
     .stream_create = cpu_stream_create,
+    .copy_stream_create = cpu_stream_create, /* one kind */
     .stream_destroy = cpu_stream_destroy,
     .stream_sync = cpu_stream_sync,
     .event_create = cpu_event_create,
@@ -28,6 +41,8 @@ const struct kernel_ops cpu_kernel_ops = {
     .host_call = cpu_host_call,
     .activation_dtype = cpu_activation_dtype,
     .attention_workspace = cpu_attention_workspace,
+    .stream_bytes = stream_bytes,
+    .graph_bytes = graph_bytes,
     .slot_update = cpu_slot_update,
     .batch_prepare = cpu_batch_prepare,
     .embed = cpu_embed,
@@ -38,6 +53,7 @@ const struct kernel_ops cpu_kernel_ops = {
     .swiglu = cpu_swiglu,
     .gather_rows = cpu_gather_rows,
     .copy_2d = cpu_copy_2d,
+    .random = cpu_random,
     .argmax = cpu_argmax,
     .argmax_merge = cpu_argmax_merge,
     .sample = cpu_sample,

@@ -3,7 +3,7 @@
 #include "kernels/cuda/cuda_ops.h"
 
 #define LOG2_E 1.44269504088896340736f
-#define MAX_PARTS 32768u        /* results of splits in the workspace */
+#define MAX_PARTS 32768u        /* results of splits in the workspace, where rows are cut by splits */
 #define BLOCKS_PER_PROCESSOR 2u /* of decode, that splits are made for */
 #define MAX_MIN_SPLIT 2048u
 
@@ -294,10 +294,31 @@ static uint32_t round_up(uint32_t n, uint32_t unit) {
     return (n + unit - 1) / unit * unit;
 }
 
+/* Results of splits in the workspace, at most. */
+static uint64_t max_parts(uint64_t max_rows, uint32_t n_q_heads, uint32_t max_kv_len) {
+    uint64_t splits = max_rows * n_q_heads * ((max_kv_len + SPLIT_UNIT - 1) / SPLIT_UNIT);
+    uint64_t shares = (uint64_t)2 * MAX_SHARES * n_q_heads;
+    splits = splits < MAX_PARTS ? splits : MAX_PARTS;
+    return splits > shares ? splits : shares;
+}
+
+size_t cuda_attention_workspace(struct kernel_device *device, uint32_t max_tokens, uint32_t n_q_heads,
+                                uint32_t head_dim, uint32_t max_kv_len) {
+    (void)device;
+    return max_parts(max_tokens, n_q_heads, max_kv_len) * (head_dim * sizeof(float) + sizeof(float2)) +
+           (size_t)max_tokens * sizeof(uint32_t);
+}
+
+static void lay_out(struct attention_task *task, void *workspace) {
+    uint64_t parts = max_parts(task->n_rows, task->n_q_heads, task->max_kv_len);
+    task->parts = (float *)workspace;
+    task->part_stats = (float2 *)(task->parts + parts * task->head_dim);
+    task->row_ends = (uint32_t *)(task->part_stats + parts);
+}
+
 /* Splits feed the processors when rows are few; where rows alone do, short ones stay whole and only long ones are cut,
  * so that none is waited for. */
-static void plan_splits(const struct kernel_device *device, struct attention_task *task, uint32_t max_kv_len,
-                        void *workspace) {
+static void plan_splits(const struct kernel_device *device, struct attention_task *task) {
     uint32_t processors = (uint32_t)device->n_processors;
     uint64_t items = (uint64_t)task->n_rows * task->n_kv_heads;
     uint64_t parts = (uint64_t)task->n_rows * task->n_q_heads; /* for each split */
@@ -306,19 +327,10 @@ static void plan_splits(const struct kernel_device *device, struct attention_tas
     task->min_split = round_up((uint32_t)(min_split < MAX_MIN_SPLIT ? min_split : MAX_MIN_SPLIT), SPLIT_UNIT);
     uint64_t n_splits = (BLOCKS_PER_PROCESSOR * processors + items - 1) / items;
     n_splits = n_splits < 16 ? 16 : n_splits;
-    uint64_t longest = (max_kv_len + task->min_split - 1) / task->min_split;
+    uint64_t longest = (task->max_kv_len + task->min_split - 1) / task->min_split;
     n_splits = n_splits < longest ? n_splits : longest;
     n_splits = n_splits < MAX_PARTS / parts ? n_splits : MAX_PARTS / parts;
     task->n_splits = n_splits > 0 ? (uint32_t)n_splits : 1;
-    task->parts = (float *)workspace;
-    task->part_stats = (float2 *)(task->parts + parts * task->n_splits * task->head_dim);
-}
-
-size_t cuda_attention_workspace(struct kernel_device *device, uint32_t max_tokens, uint32_t n_q_heads,
-                                uint32_t head_dim, uint32_t max_kv_len) {
-    (void)device;
-    uint64_t parts = (uint64_t)max_tokens * n_q_heads * ((max_kv_len + SPLIT_UNIT - 1) / SPLIT_UNIT);
-    return (parts < MAX_PARTS ? parts : MAX_PARTS) * (head_dim * sizeof(float) + sizeof(float2));
 }
 
 static struct attention_task make_task(const struct op_attention *args) {
@@ -332,6 +344,7 @@ static struct attention_task make_task(const struct op_attention *args) {
         .block_table = args->block_table,
         .q_to_kv = args->q_to_kv,
         .max_blocks = args->max_blocks,
+        .n_blocks = args->kv.n_blocks,
         .n_rows = args->n_rows,
         .n_tokens = args->n_tokens,
         .n_q_heads = args->n_q_heads,
@@ -342,24 +355,43 @@ static struct attention_task make_task(const struct op_attention *args) {
         .dtype = args->dtype,
         .kv_dtype = args->kv.dtype,
         .scale = args->scale * LOG2_E,
+        .max_kv_len = args->max_kv_len,
         .n_splits = 1,
         .min_split = SPLIT_UNIT,
+        .n_shares = 1,
+        .beside_prefill = args->n_tokens > args->n_rows,
+        .row_ends = NULL,
         .parts = NULL,
         .part_stats = NULL,
     };
     return task;
 }
 
+static enum status prefill(struct kernel_stream *stream, const struct attention_task *task) {
+    if (attention_hopper_takes(stream->device, task)) {
+        return attention_hopper_prefill(stream, task);
+    }
+    return attention_tensor_takes(stream->device, task) ? attention_tensor_prefill(stream, task)
+                                                        : attention_generic(stream, task, false);
+}
+
+static enum status decode(struct kernel_stream *stream, struct attention_task *task) {
+    if (attention_tensor_takes(stream->device, task)) {
+        return attention_tensor_decode(stream, task);
+    }
+    plan_splits(stream->device, task);
+    TRY(attention_generic(stream, task, true));
+    return task->n_splits > 1 ? attention_merge(stream, task) : STATUS_OK;
+}
+
 enum status cuda_attention(struct kernel_stream *stream, const struct op_attention *args) {
     struct attention_task task = make_task(args);
-    plan_splits(stream->device, &task, args->max_kv_len, args->workspace);
-    bool tensor = attention_tensor_takes(stream->device, &task);
+    lay_out(&task, args->workspace);
     if (task.n_tokens > task.n_rows) {
-        TRY(tensor ? attention_tensor_prefill(stream, &task) : attention_generic(stream, &task, false));
+        TRY(prefill(stream, &task));
     }
     if (task.n_rows == 1 && task.n_tokens > 1) {
         return STATUS_OK; /* no row is left for decode */
     }
-    TRY(tensor ? attention_tensor_decode(stream, &task) : attention_generic(stream, &task, true));
-    return task.n_splits > 1 ? attention_merge(stream, &task) : STATUS_OK;
+    return decode(stream, &task);
 }

@@ -1,9 +1,9 @@
 /* What the attention kernels share: their arguments, and how a step is cut into blocks.
  *
  * The host knows only bounds, and a graph is replayed with other rows, so blocks find their work on the device. Rows
- * of one token (decode) are cut along the KV positions into at most n_splits splits each, whose results a second
- * kernel merges in order. Rows of more tokens (prefill) are cut into tiles of tokens, each with the whole KV range of
- * its own. Softmax is in powers of two: log2(e) is part of `scale`. */
+ * of one token (decode) are cut along the KV positions in multiples of SPLIT_UNIT, whose results are merged in order;
+ * rows of more tokens (prefill) are cut into tiles of tokens, each with the whole KV range of its own. The two are
+ * kernels apart: neither pays for the other's shape. Softmax is in powers of two: log2(e) is part of `scale`. */
 #ifndef TANDEM_KERNELS_CUDA_ATTENTION_CUH
 #define TANDEM_KERNELS_CUDA_ATTENTION_CUH
 
@@ -12,7 +12,8 @@
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/element.cuh"
 
-#define SPLIT_UNIT 64u /* splits are multiples of this many positions */
+#define SPLIT_UNIT 64u  /* splits are multiples of this many positions */
+#define MAX_SHARES 288u /* blocks among which decode rows are dealt out evenly (attention_decode.cu) */
 
 struct attention_task {
     const void *qkv;
@@ -24,6 +25,7 @@ struct attention_task {
     const uint32_t *block_table;
     const uint32_t *q_to_kv;
     uint32_t max_blocks;
+    uint32_t n_blocks;
     uint32_t n_rows;
     uint32_t n_tokens;
     uint32_t n_q_heads;
@@ -33,11 +35,15 @@ struct attention_task {
     uint32_t block_shift; /* log2 of block_size */
     enum dtype dtype;     /* of qkv and out */
     enum dtype kv_dtype;
-    float scale;        /* of scores, times log2(e) */
-    uint32_t n_splits;  /* of a row's positions, at most; 1 writes to `out` at once */
-    uint32_t min_split; /* positions in a split, at least; a multiple of SPLIT_UNIT */
-    float *parts;       /* [R][Q][n_splits][D], sums of values times weights */
-    float2 *part_stats; /* [R][Q][n_splits], largest score and sum of weights */
+    float scale;         /* of scores, times log2(e) */
+    uint32_t max_kv_len; /* bound on row_kv_len */
+    uint32_t n_splits;   /* of a row's positions, at most; 1 writes to `out` at once */
+    uint32_t min_split;  /* positions in a split, at least; a multiple of SPLIT_UNIT */
+    uint32_t n_shares;   /* blocks that take equal shares of all rows' positions, where rows are not cut by splits */
+    bool beside_prefill; /* decode kernels: the kernel before is the step's prefill, which need not have ended */
+    uint32_t *row_ends;  /* [R], units of SPLIT_UNIT positions up to the end of each row */
+    float *parts;        /* [R][Q][n_splits][D] or [n_shares][2][Q][D], sums of values times weights */
+    float2 *part_stats;  /* the same without D, largest score and sum of weights */
 };
 
 /* Some tokens of one row and the KV positions that they look at. */
@@ -57,10 +63,14 @@ static inline uint32_t attention_max_tiles(const struct attention_task *task, ui
     return (more < task->n_rows ? more : task->n_rows) + more / tile_tokens;
 }
 
-/* Kernels for tensor cores. Decode runs on a grid of (row, KV head, split), prefill on tiles. */
+/* Kernels for tensor cores, from sm_80 on. */
 bool attention_tensor_takes(const struct kernel_device *device, const struct attention_task *task);
 enum status attention_tensor_decode(struct kernel_stream *stream, const struct attention_task *task);
 enum status attention_tensor_prefill(struct kernel_stream *stream, const struct attention_task *task);
+
+/* Prefill by warpgroups and the copy engine of sm_90. */
+bool attention_hopper_takes(const struct kernel_device *device, const struct attention_task *task);
+enum status attention_hopper_prefill(struct kernel_stream *stream, const struct attention_task *task);
 
 /* Positions in a split of a row; the same for all its blocks. */
 __device__ __forceinline__ uint32_t split_positions(const struct attention_task &task, uint32_t kv_len) {
@@ -165,11 +175,15 @@ __device__ __forceinline__ size_t part_index(const struct attention_task &task, 
     return ((size_t)row * task.n_q_heads + head) * task.n_splits + split;
 }
 
+__device__ __forceinline__ float power_of_two(float exponent) {
+    float power;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(exponent));
+    return power;
+}
+
 /* 2^(score - max) where max may be -inf: nothing was seen yet, or everything is masked. */
 __device__ __forceinline__ float weight_of(float score, float max) {
-    float weight;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(weight) : "f"(score - (max == -CUDART_INF_F ? 0.0f : max)));
-    return weight;
+    return power_of_two(score - (max == -CUDART_INF_F ? 0.0f : max));
 }
 
 #endif

@@ -23,9 +23,9 @@ static void *open_library(void) {
 #if CUDART_VERSION >= 13000
     static const char *const names[] = {"libcublas.so.13", "libcublas.so.12", "libcublas.so"};
 #elif CUDART_VERSION >= 12000
-    static const char *const names[] = {"libcublas.so.12", "libcublas.so.11", "libcublas.so"};
+    static const char *const names[] = {"libcublas.so.12", "libcublas.so.11", "libcublas.so.13", "libcublas.so"};
 #else
-    static const char *const names[] = {"libcublas.so.11", "libcublas.so.12", "libcublas.so"};
+    static const char *const names[] = {"libcublas.so.11", "libcublas.so.12", "libcublas.so.13", "libcublas.so"};
 #endif
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         void *library = dlopen(names[i], RTLD_NOW | RTLD_LOCAL);
@@ -97,4 +97,9 @@ void cuda_blas_close(struct kernel_stream *stream) {
     cudaFree(stream->cublas_workspace);
     stream->cublas = NULL;
     stream->cublas_workspace = NULL;
+}
+
+size_t cuda_stream_bytes(struct kernel_device *device) {
+    (void)device;
+    return CUBLAS_WORKSPACE_BYTES + CUBLAS_HANDLE_BYTES;
 }

@@ -6,6 +6,7 @@
 #include "kernels/cuda/cuda_device.h"
 
 #define CUBLAS_WORKSPACE_BYTES ((size_t)32 << 20) /* what NVIDIA recommends for Hopper; older cards need less */
+#define CUBLAS_HANDLE_BYTES ((size_t)68 << 20)    /* what cublasCreate takes of an H100, code and own workspace */
 
 enum cublas_operation { CUBLAS_AS_IT_IS = 0, CUBLAS_TRANSPOSED = 1 };
 enum cublas_compute { CUBLAS_FP32 = 68 };      /* CUBLAS_COMPUTE_32F: products of fp32 are not cut to TF32 */

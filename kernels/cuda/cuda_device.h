@@ -24,6 +24,7 @@ struct kernel_stream {
     cudaStream_t stream;
     void *cublas;               /* cublasHandle_t of this stream, bound to it and to the workspace below */
     void *cublas_workspace;     /* device memory; fixed, so that graphs may hold it */
+    void *gemm_scratch;         /* device memory of gemm_ring.cu; fixed as well, one product at a time */
     struct host_call *captured; /* host calls of the graph being recorded (stream.cu) */
 };
 

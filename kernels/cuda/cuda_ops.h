@@ -22,6 +22,8 @@ int cuda_lowest_arch(void);
 
 /* ---- stream.cu */
 enum status cuda_stream_create(struct kernel_device *device, struct kernel_stream **stream);
+enum status cuda_copy_stream_create(struct kernel_device *device, struct kernel_stream **stream);
+size_t cuda_graph_bytes(struct kernel_device *device, uint32_t n_ops);
 void cuda_stream_destroy(struct kernel_stream *stream);
 enum status cuda_stream_sync(struct kernel_stream *stream);
 enum status cuda_event_create(struct kernel_device *device, struct kernel_event **event);
@@ -41,6 +43,11 @@ enum status cuda_host_call(struct kernel_stream *stream, void (*function)(void *
 /* ---- cublas.cu */
 enum status cuda_blas_open(struct kernel_stream *stream);
 void cuda_blas_close(struct kernel_stream *stream);
+size_t cuda_stream_bytes(struct kernel_device *device);
+
+/* ---- gemm_ring.cu: the stream's scratch memory for matrix products. To close, the stream must have passed its work. */
+enum status cuda_gemm_open(struct kernel_stream *stream);
+void cuda_gemm_close(struct kernel_stream *stream);
 
 /* ---- math */
 size_t cuda_attention_workspace(struct kernel_device *device, uint32_t max_tokens, uint32_t n_q_heads,
@@ -56,6 +63,7 @@ enum status cuda_attention(struct kernel_stream *stream, const struct op_attenti
 enum status cuda_swiglu(struct kernel_stream *stream, const struct op_swiglu *args);
 enum status cuda_gather_rows(struct kernel_stream *stream, const struct op_gather_rows *args);
 enum status cuda_copy_2d(struct kernel_stream *stream, const struct op_copy_2d *args);
+enum status cuda_random(struct kernel_stream *stream, const struct op_random *args);
 enum status cuda_argmax(struct kernel_stream *stream, const struct op_argmax *args);
 enum status cuda_argmax_merge(struct kernel_stream *stream, const struct op_argmax_merge *args);
 enum status cuda_sample(struct kernel_stream *stream, const struct op_sample *args);

@@ -154,6 +154,9 @@ enum status cuda_gemm(struct kernel_stream *stream, const struct op_gemm *args) 
     if (task.m == 0) {
         return STATUS_OK;
     }
+    if (gemm_ring_takes(stream->device, &task)) {
+        return gemm_ring(stream, &task);
+    }
     bool tensor = gemm_tensor_takes(stream->device, &task);
     if (gemm_vector_takes(&task) && (task.m <= VECTOR_ROWS || !tensor)) {
         return gemm_vector(stream, &task);

@@ -24,4 +24,9 @@ enum status gemm_vector(struct kernel_stream *stream, const struct gemm_task *ta
 bool gemm_tensor_takes(const struct kernel_device *device, const struct gemm_task *task);
 enum status gemm_tensor(struct kernel_stream *stream, const struct gemm_task *task);
 
+/* Up to 32 rows on tensor cores, weights by bulk copies, bound by the read of the weights; sm_90. The stream's scratch
+ * memory is in use until the product is done. */
+bool gemm_ring_takes(const struct kernel_device *device, const struct gemm_task *task);
+enum status gemm_ring(struct kernel_stream *stream, const struct gemm_task *task);
+
 #endif

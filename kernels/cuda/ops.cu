@@ -23,6 +23,7 @@ ENTER(attention)
 ENTER(swiglu)
 ENTER(gather_rows)
 ENTER(copy_2d)
+ENTER(random)
 ENTER(argmax)
 ENTER(argmax_merge)
 ENTER(sample)
@@ -37,6 +38,7 @@ static constexpr void name_services(struct kernel_ops &ops) {
     ops.host_alloc = cuda_host_alloc;
     ops.host_free = cuda_host_free;
     ops.stream_create = cuda_stream_create;
+    ops.copy_stream_create = cuda_copy_stream_create;
     ops.stream_destroy = cuda_stream_destroy;
     ops.stream_sync = cuda_stream_sync;
     ops.event_create = cuda_event_create;
@@ -53,6 +55,8 @@ static constexpr void name_services(struct kernel_ops &ops) {
     ops.host_call = cuda_host_call;
     ops.activation_dtype = activation_dtype;
     ops.attention_workspace = cuda_attention_workspace;
+    ops.stream_bytes = cuda_stream_bytes;
+    ops.graph_bytes = cuda_graph_bytes;
 }
 
 static constexpr void name_math(struct kernel_ops &ops) {
@@ -66,6 +70,7 @@ static constexpr void name_math(struct kernel_ops &ops) {
     ops.swiglu = enter_swiglu;
     ops.gather_rows = enter_gather_rows;
     ops.copy_2d = enter_copy_2d;
+    ops.random = enter_random;
     ops.argmax = enter_argmax;
     ops.argmax_merge = enter_argmax_merge;
     ops.sample = enter_sample;

@@ -8,6 +8,9 @@ extern "C" {
 #include "runtime/base/alloc.h"
 }
 
+/* What an instantiated graph takes of a card's memory for each of its kernels (H100, CUDA 13). */
+#define GRAPH_NODE_BYTES ((size_t)7424)
+
 struct kernel_event {
     struct kernel_device *device;
     cudaEvent_t event;
@@ -20,20 +23,35 @@ struct kernel_graph {
 
 /* ---- streams */
 
-enum status cuda_stream_create(struct kernel_device *device, struct kernel_stream **result) {
+static void close_stream(struct kernel_stream *stream) {
+    cuda_gemm_close(stream);
+    cuda_blas_close(stream);
+    cudaStreamDestroy(stream->stream);
+}
+
+enum status cuda_copy_stream_create(struct kernel_device *device, struct kernel_stream **result) {
     TRY(cuda_enter(device));
     struct kernel_stream *stream = (struct kernel_stream *)xcalloc(1, sizeof *stream);
     stream->device = device;
     enum status status =
         cuda_status(cudaStreamCreateWithFlags(&stream->stream, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
-    if (status == STATUS_OK) {
-        status = cuda_blas_open(stream);
-        if (status != STATUS_OK) {
-            cudaStreamDestroy(stream->stream);
-        }
-    }
     if (status != STATUS_OK) {
         free(stream);
+        return status;
+    }
+    *result = stream;
+    return STATUS_OK;
+}
+
+enum status cuda_stream_create(struct kernel_device *device, struct kernel_stream **result) {
+    struct kernel_stream *stream;
+    TRY(cuda_copy_stream_create(device, &stream));
+    enum status status = cuda_blas_open(stream);
+    if (status == STATUS_OK) {
+        status = cuda_gemm_open(stream);
+    }
+    if (status != STATUS_OK) {
+        cuda_stream_destroy(stream);
         return status;
     }
     *result = stream;
@@ -46,8 +64,7 @@ void cuda_stream_destroy(struct kernel_stream *stream) {
     }
     cudaSetDevice(stream->device->ordinal);
     cudaStreamSynchronize(stream->stream);
-    cuda_blas_close(stream);
-    cudaStreamDestroy(stream->stream);
+    close_stream(stream);
     cudaGetLastError(); /* a failure of the stream's work is no failure of what this thread does next */
     free(stream);
 }
@@ -208,6 +225,11 @@ enum status cuda_graph_end(struct kernel_stream *stream, struct kernel_graph **r
     }
     cudaGraphDestroy(recorded);
     return status;
+}
+
+size_t cuda_graph_bytes(struct kernel_device *device, uint32_t n_ops) {
+    (void)device;
+    return n_ops * GRAPH_NODE_BYTES;
 }
 
 enum status cuda_graph_launch(struct kernel_graph *graph, struct kernel_stream *stream) {

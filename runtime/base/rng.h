@@ -36,6 +36,16 @@ RNG_FUNCTION float rng_token_uniform(uint64_t seed, uint32_t choice, uint32_t po
     return ((float)(counter[0] >> 8) + 0.5f) * (1.0f / 16777216.0f);
 }
 
+/* Uniform in [-1, 1), 24 bits, for element `number` of the array with that key (splitmix64, Steele et al. 2014, at that
+ * place of its sequence). The value is exact in float. */
+RNG_FUNCTION float rng_element(uint64_t key, uint64_t number) {
+    uint64_t z = key + (number + 1) * 0x9E3779B97F4A7C15ull;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
+    z ^= z >> 31;
+    return (float)(uint32_t)(z >> 40) * (1.0f / 8388608.0f) - 1.0f;
+}
+
 /* A small sequential generator for tests, simulators and back-off jitter (splitmix64, Steele et al. 2014). */
 static inline uint64_t rng_next(uint64_t *state) {
     uint64_t z = (*state += 0x9E3779B97F4A7C15ull);

@@ -233,8 +233,9 @@ static enum status no_weights(const char *dir) {
     char *old = join_path(dir, "pytorch_model.bin");
     bool has_old = access(old, F_OK) == 0;
     free(old);
-    FAIL(STATUS_NOT_FOUND, "%s: holds neither model.safetensors nor model.safetensors.index.json%s", dir,
-         has_old ? "; pytorch_model.bin is not read: convert it to safetensors" : "");
+    FAIL(STATUS_NOT_FOUND, "%s: holds neither model.safetensors nor model.safetensors.index.json; %s", dir,
+         has_old ? "pytorch_model.bin is not read: convert it to safetensors"
+                 : "put the checkpoint there, or serve random weights with load_format dummy");
 }
 
 static enum status open_files(struct checkpoint *checkpoint, const char *dir) {

@@ -28,7 +28,7 @@ static enum status allocate(struct model *model, const struct plan_input *input,
     return STATUS_OK;
 }
 
-static enum status load(struct model *model, const struct model_options *options) {
+enum status model_load(struct model *model, const struct model_options *options) {
     const struct plan_input *input = options->input;
     struct weights_load weights = {
         .config = &model->config,
@@ -40,12 +40,11 @@ static enum status load(struct model *model, const struct model_options *options
         .kernels = model->kernels,
         .device = model->device,
         .threads = options->load_threads,
+        .cancelled = options->cancelled,
         .progress = options->progress,
         .context = options->context,
     };
-    TRY(weights_load(&weights, options->checkpoint));
-    weights_view(&model->config, &model->shard, input->dtype, &model->layout, model->weight_arena, &model->weights);
-    return STATUS_OK;
+    return weights_load(&weights, options->checkpoint);
 }
 
 enum status model_open(const struct model_options *options, struct model **out) {
@@ -54,8 +53,6 @@ enum status model_open(const struct model_options *options, struct model **out) 
     model->config = *input->config;
     model->kernels = input->kernels;
     model->device = input->device;
-    model->comm_ops = options->comm_ops;
-    model->comm = options->comm;
     model->limits = options->plan->batch;
     model->n_valid_ids = options->n_valid_ids;
     model->act = input->kernels->activation_dtype(input->dtype);
@@ -71,13 +68,11 @@ enum status model_open(const struct model_options *options, struct model **out) 
         model->kv_layer_bytes = model->kv.n_blocks * kv_block_elements(&model->kv) * dtype_bytes(model->kv.dtype);
         status = allocate(model, input, &options->plan->rank[options->rank]);
     }
-    if (status == STATUS_OK) {
-        status = load(model, options);
-    }
     if (status != STATUS_OK) {
         model_close(model);
         return status;
     }
+    weights_view(&model->config, &model->shard, input->dtype, &model->layout, model->weight_arena, &model->weights);
     *out = model;
     return STATUS_OK;
 }

@@ -3,6 +3,8 @@
 #ifndef TANDEM_MODEL_MODEL_H
 #define TANDEM_MODEL_MODEL_H
 
+#include <stdatomic.h>
+
 #include "kernels/kernels.h"
 #include "parallel/comm.h"
 #include "runtime/format/safetensors.h"
@@ -18,8 +20,8 @@ struct model {
     uint32_t n_valid_ids; /* logits of ids from here on are left out */
     const struct kernel_ops *kernels;
     struct kernel_device *device;
-    const struct comm_ops *comm_ops;
-    struct comm *comm;
+    const struct comm_ops *comm_ops; /* set by whoever opens the communicator, before the first step */
+    struct comm *comm;               /* borrowed */
     struct batch_limits limits;
     struct weights_layout layout;
     struct model_weights weights;
@@ -39,16 +41,19 @@ struct model_options {
     const struct plan *plan;
     uint32_t rank;
     uint32_t n_valid_ids;
-    const struct comm_ops *comm_ops;
-    struct comm *comm;                   /* borrowed */
+    /* for model_load, see struct weights_load */
     const struct checkpoint *checkpoint; /* NULL: made-up weights */
     uint32_t load_threads;
-    void (*progress)(void *context, uint64_t done, uint64_t total); /* see struct weights_load */
+    const atomic_bool *cancelled;
+    void (*progress)(void *context, uint64_t done, uint64_t total);
     void *context;
 };
 
-/* Allocates the arenas and loads the weights. Fails as weights_load does, or as kernel_ops.alloc. */
+/* Allocates the arenas. All of the model is in place, with zeros for weights. Fails as kernel_ops.alloc does. */
 enum status model_open(const struct model_options *options, struct model **model);
+
+/* Loads the weights; fails as weights_load does. Steps may run meanwhile, but mean nothing. */
+enum status model_load(struct model *model, const struct model_options *options);
 
 /* Frees the arenas; no stream may be using them. NULL is fine. */
 void model_close(struct model *model);

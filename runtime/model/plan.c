@@ -116,6 +116,11 @@ static enum status comm_bytes_of(const struct plan_input *input, const struct ba
     return STATUS_OK;
 }
 
+/* Math ops and collectives of one decode step (forward.c): about a dozen a layer, and as many around the layers. */
+static uint32_t ops_per_step(const struct model_config *config) {
+    return 12 * (config->n_layers + 1);
+}
+
 static enum status plan_one(const struct plan_input *input, uint32_t rank, struct plan *plan) {
     struct shard_model shard;
     struct weights_layout layout;
@@ -135,25 +140,31 @@ static enum status plan_one(const struct plan_input *input, uint32_t rank, struc
         .slot_bytes = plan_slots_place(input, NULL, &slots),
         .comm_bytes = comm_device_bytes(comm_name_for(input->shared_memory ? "cpu" : "cuda", input->world),
                                         input->world, plan->comm_max_bytes),
+        .graph_bytes = input->n_graphs * input->kernels->graph_bytes(input->device, ops_per_step(input->config)),
+        .backend_bytes = input->kernels->stream_bytes(input->device),
     };
     return STATUS_OK;
 }
 
 /* Bytes that a rank needs before it has any KV. */
 static size_t fixed_bytes(const struct plan_rank *rank) {
-    return rank->weight_bytes + rank->activation_bytes + rank->slot_bytes + rank->comm_bytes;
+    return rank->weight_bytes + rank->activation_bytes + rank->slot_bytes + rank->comm_bytes + rank->graph_bytes +
+           rank->backend_bytes;
 }
 
-/* How many bytes a rank may use in all, and for KV. Without a limit the KV of ranks that share a host takes at most a
- * quarter of its free memory: other programs live there too. */
+/* How many bytes a rank may use in all, and for KV. Without a limit a card's rank leaves a twentieth of what is free,
+ * and ranks that share a host a tenth; their KV takes at most a quarter: other programs live there too. */
 static void budgets(const struct plan_input *input, uint64_t *all, uint64_t *kv) {
     if (input->memory_limit_bytes > 0) {
-        *all = *kv = input->memory_limit_bytes;
-        return;
+        uint64_t limit = input->memory_limit_bytes;
+        *all = *kv = limit > input->context_bytes ? limit - input->context_bytes : 0;
+    } else if (input->shared_memory) {
+        uint64_t own = input->free_bytes / input->world;
+        *all = own / 10 * 9;
+        *kv = own / 4;
+    } else {
+        *all = *kv = input->free_bytes / 20 * 19;
     }
-    uint64_t own = input->shared_memory ? input->free_bytes / input->world : input->free_bytes;
-    *all = own / 10 * 9;
-    *kv = input->shared_memory ? own / 4 : *all;
 }
 
 static const char *memory_remedy(const struct plan_input *input) {
@@ -170,11 +181,12 @@ static enum status blocks_that_fit(const struct plan_input *input, const struct 
     budgets(input, &all, &kv);
     size_t fixed = fixed_bytes(need);
     if (fixed > all) {
-        FAIL(STATUS_LIMIT,
-             "rank %u needs %.2f GiB for weights (%.2f) and a step's activations (%.2f) of %.2f GiB allowed; %s or "
-             "lower engine.max_num_batched_tokens (now %u)",
-             rank, (double)fixed / GIB, (double)need->weight_bytes / GIB, (double)need->activation_bytes / GIB,
-             (double)all / GIB, memory_remedy(input), input->max_num_batched_tokens);
+        FAIL(
+            STATUS_LIMIT,
+            "rank %u needs %.2f GiB for weights (%.2f), a step's activations (%.2f) and the rest, of %.2f GiB allowed; "
+            "%s or lower engine.max_num_batched_tokens (now %u)",
+            rank, (double)fixed / GIB, (double)need->weight_bytes / GIB, (double)need->activation_bytes / GIB,
+            (double)all / GIB, memory_remedy(input), input->max_num_batched_tokens);
     }
     uint64_t room = all - fixed < kv ? all - fixed : kv;
     uint64_t fit = room / need->kv_block_bytes;
@@ -191,6 +203,20 @@ static enum status blocks_that_fit(const struct plan_input *input, const struct 
     return STATUS_OK;
 }
 
+/* A limit may be lower than what a card has, not higher. */
+static enum status check_limit(const struct plan_input *input) {
+    uint64_t all;
+    uint64_t kv;
+    budgets(input, &all, &kv);
+    if (!input->shared_memory && all > input->free_bytes) {
+        FAIL(STATUS_LIMIT,
+             "memory_limit_gib is %.2f, of which a process takes %.2f at once; the card has %.2f GiB free",
+             (double)input->memory_limit_bytes / GIB, (double)input->context_bytes / GIB,
+             (double)input->free_bytes / GIB);
+    }
+    return STATUS_OK;
+}
+
 static enum status choose_blocks(const struct plan_input *input, struct plan *plan) {
     /* More than every sequence at full length could use is of no use, apart from block 0. */
     uint64_t most = (uint64_t)input->max_num_seqs * blocks_per_sequence(input) + 1;
@@ -203,6 +229,7 @@ static enum status choose_blocks(const struct plan_input *input, struct plan *pl
         plan->n_blocks = input->n_blocks;
         return STATUS_OK;
     }
+    TRY(check_limit(input));
     plan->n_blocks = (uint32_t)most;
     for (uint32_t rank = 0; rank < input->world; rank++) {
         uint32_t fit = 0;

@@ -18,15 +18,17 @@ struct plan_input {
     enum dtype dtype; /* of the matrices */
     enum dtype kv_dtype;
     uint32_t max_model_len;
-    uint32_t max_num_seqs;            /* rows of a step */
-    uint32_t max_num_batched_tokens;  /* tokens of a step */
-    uint32_t block_size;              /* positions, a power of two */
-    uint32_t n_slots;                 /* that requests use; the padding slot comes on top */
-    size_t max_body_bytes;            /* of a step's body */
-    uint32_t n_blocks;                /* KV blocks to have, block 0 among them; 0: as many as fit and can be used */
-    uint64_t memory_limit_bytes;      /* per rank; 0: what free_bytes allows */
-    uint64_t free_bytes;              /* of each rank's device, or of the host when the ranks share it */
-    bool shared_memory;               /* the ranks live in the memory of one host (cpu); else on cards of their own */
+    uint32_t max_num_seqs;           /* rows of a step */
+    uint32_t max_num_batched_tokens; /* tokens of a step */
+    uint32_t block_size;             /* positions, a power of two */
+    uint32_t n_slots;                /* that requests use; the padding slot comes on top */
+    size_t max_body_bytes;           /* of a step's body */
+    uint32_t n_blocks;               /* KV blocks to have, block 0 among them; 0: as many as fit and can be used */
+    uint32_t n_graphs;               /* decode steps that are recorded */
+    uint64_t memory_limit_bytes;     /* per rank, the context included; 0: what free_bytes allows */
+    uint64_t context_bytes;          /* what a process takes of its device before it asks for anything */
+    uint64_t free_bytes; /* of each rank's device next to such a process, or of the host when ranks share it */
+    bool shared_memory;  /* the ranks live in the memory of one host (cpu); else on cards of their own */
     const struct kernel_ops *kernels; /* asked for activation dtype and attention workspace */
     struct kernel_device *device;     /* NULL where the backend's answers do not depend on it */
 };
@@ -37,8 +39,10 @@ struct plan_rank {
     size_t kv_bytes;         /* n_blocks of them */
     size_t activation_bytes; /* batch buffers and the step's body */
     size_t slot_bytes;
-    size_t comm_bytes; /* of the communicator: on the cpu this rank's share of the group's shared memory */
-    size_t total_bytes;
+    size_t comm_bytes;    /* of the communicator: on the cpu this rank's share of the group's shared memory */
+    size_t graph_bytes;   /* recorded steps */
+    size_t backend_bytes; /* its streams' libraries */
+    size_t total_bytes;   /* of all these; the context comes on top */
 };
 
 struct plan {

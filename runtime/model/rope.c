@@ -39,14 +39,14 @@ static float frequency_of(const struct model_config *config, uint32_t i) {
     return frequency;
 }
 
-void rope_fill(const struct model_config *config, uint32_t max_len, float *table) {
+void rope_fill(const struct model_config *config, uint32_t first, uint32_t count, float *table) {
     uint32_t half = config->head_dim / 2;
     float *frequencies = xcalloc(half, sizeof *frequencies);
     for (uint32_t i = 0; i < half; i++) {
         frequencies[i] = frequency_of(config, i);
     }
-    for (uint32_t pos = 0; pos < max_len; pos++) {
-        float *row = table + (size_t)pos * config->head_dim;
+    for (uint32_t pos = first; pos < first + count; pos++) {
+        float *row = table + (size_t)(pos - first) * config->head_dim;
         for (uint32_t i = 0; i < half; i++) {
             float angle = (float)pos * frequencies[i];
             row[i] = (float)cos((double)angle);

@@ -6,6 +6,7 @@
 #ifndef TANDEM_MODEL_WEIGHTS_H
 #define TANDEM_MODEL_WEIGHTS_H
 
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -61,7 +62,8 @@ struct weights_load {
     void *arena;      /* device memory, layout->bytes long */
     const struct kernel_ops *kernels;
     struct kernel_device *device;
-    uint32_t threads; /* that read and convert, >= 1 */
+    uint32_t threads;             /* that read and convert, >= 1 */
+    const atomic_bool *cancelled; /* once true the rest is not wanted any more; may be NULL */
     /* Called from any of them, one at a time, with bytes of the checkpoint read so far and in all; may be NULL. */
     void (*progress)(void *context, uint64_t done, uint64_t total);
     void *context;

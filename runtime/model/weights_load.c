@@ -6,31 +6,34 @@
 
 #include "runtime/base/alloc.h"
 #include "runtime/base/check.h"
-#include "runtime/base/hash.h"
-#include "runtime/base/rng.h"
 #include "runtime/model/rope.h"
-#include "runtime/model/weights.h"
+#include "runtime/model/weights_internal.h"
 
-#define JOB_BYTES ((size_t)4 << 20) /* of a tensor, at a time */
+/* Of a tensor, at a time. Pieces of 2 MiB move fastest from memory through pinned buffers to a card (two H100 at once,
+ * 12 threads each: 45 GB/s a card): smaller ones pay more calls, larger ones leave the processor's cache. */
+#define JOB_BYTES ((size_t)2 << 20)
+#define N_STAGES 2
 /* Pieces of rows shorter than a page are picked out of whole rows: a system call each would cost more. */
 #define SHORT_RUN 4096
 #define MAX_THREADS 16
 #define F16_MAX 65504.0f
 
-/* Some rows of one slice. */
+/* Some rows of one slice, or of the rope table. */
 struct job {
-    const struct checkpoint_tensor *tensor; /* NULL: made up */
-    char name[SHARD_NAME_MAX];
+    const struct checkpoint_tensor *tensor; /* NULL: rope */
     struct shard_slice slice;
-    uint32_t row_first; /* within the slice */
+    uint32_t row_first; /* within the slice; of the rope table a position */
     uint32_t n_rows;
 };
 
 struct loader {
     const struct weights_load *load;
-    const struct checkpoint *checkpoint;
+    const struct checkpoint *checkpoint; /* NULL: rope alone */
     struct job *jobs;
     size_t n_jobs;
+    size_t stage_bytes; /* of the largest job */
+    void *pinned;       /* all threads' stages */
+    atomic_uint n_threads;
     uint64_t total;
     atomic_size_t next_job;
     atomic_bool failed;
@@ -40,7 +43,7 @@ struct loader {
     char text[512];
 };
 
-/* Where a job's elements wait for their copy to the arena; a thread reads into one while the other is copied. */
+/* Where a job's elements wait for their copy to the arena; a thread reads into one while another is copied. */
 struct stage {
     void *memory; /* pinned */
     struct kernel_event *copied;
@@ -49,8 +52,7 @@ struct stage {
 /* What one thread works with. */
 struct scratch {
     struct kernel_stream *stream;
-    struct stage stages[2];
-    size_t stage_bytes;
+    struct stage stages[N_STAGES];
     uint32_t next_stage;
     void *rows; /* whole rows, of which pieces are picked */
     size_t rows_bytes;
@@ -60,26 +62,39 @@ struct scratch {
 
 /* ---- the list of jobs */
 
-static enum dtype place_dtype(const struct loader *loader, const struct shard_slice *slice) {
-    return slice->n_dims == 1 ? DTYPE_F32 : loader->load->dtype;
+/* Whether whole rows are read to pick pieces out of them. */
+static bool reads_whole_rows(const struct job *job) {
+    size_t run = (size_t)job->slice.n_cols * dtype_bytes(job->tensor->dtype);
+    return job->slice.n_cols == job->slice.cols || run < SHORT_RUN;
 }
 
-static enum dtype source_dtype(const struct loader *loader, const struct job *job) {
-    return job->tensor != NULL ? job->tensor->dtype : place_dtype(loader, &job->slice);
-}
-
-static void add_jobs(struct loader *loader, const struct job *whole) {
-    const struct shard_slice *slice = &whole->slice;
-    size_t row_bytes = (size_t)slice->cols * dtype_bytes(source_dtype(loader, whole));
+/* As many rows of a job's slice (or table) at a time as JOB_BYTES hold. */
+static void add_jobs(struct loader *loader, struct job job, uint32_t n_rows, size_t row_bytes) {
     uint32_t step = row_bytes < JOB_BYTES ? (uint32_t)(JOB_BYTES / row_bytes) : 1;
-    for (uint32_t row = 0; row < slice->n_rows; row += step) {
+    for (uint32_t row = 0; row < n_rows; row += step) {
+        job.row_first = row;
+        job.n_rows = n_rows - row < step ? n_rows - row : step;
         loader->jobs = xrealloc(loader->jobs, loader->n_jobs + 1, sizeof loader->jobs[0]);
-        struct job *job = &loader->jobs[loader->n_jobs++];
-        *job = *whole;
-        job->row_first = row;
-        job->n_rows = slice->n_rows - row < step ? slice->n_rows - row : step;
-        loader->total += (uint64_t)job->n_rows * slice->n_cols * dtype_bytes(source_dtype(loader, job));
+        loader->jobs[loader->n_jobs++] = job;
     }
+}
+
+static uint64_t stored_bytes(const struct job *job) {
+    return job->tensor == NULL ? 0 : (uint64_t)job->n_rows * job->slice.n_cols * dtype_bytes(job->tensor->dtype);
+}
+
+/* Of a job in the arena: where, and how much. */
+static size_t arena_offset(const struct loader *loader, const struct job *job) {
+    const struct weights_load *load = loader->load;
+    return job->tensor != NULL ? weights_offset(load, &job->slice, job->row_first)
+                               : load->layout->rope + job->row_first * load->config->head_dim * sizeof(float);
+}
+
+static size_t arena_bytes(const struct loader *loader, const struct job *job) {
+    const struct weights_load *load = loader->load;
+    size_t row = job->tensor != NULL ? job->slice.n_cols * dtype_bytes(weights_dtype(load, &job->slice))
+                                     : load->config->head_dim * sizeof(float);
+    return job->n_rows * row;
 }
 
 static void shape_text(char *text, size_t size, const uint64_t *shape, uint32_t n_dims) {
@@ -144,18 +159,43 @@ static enum status list_stored(struct loader *loader) {
             FAIL(STATUS_INVALID, "tensor %s does not belong to the model that config.json describes", job.tensor->name);
         }
         TRY(check_tensor(job.tensor, &job.slice));
-        add_jobs(loader, &job);
+        uint32_t columns = reads_whole_rows(&job) ? job.slice.cols : job.slice.n_cols;
+        add_jobs(loader, job, job.slice.n_rows, columns * dtype_bytes(job.tensor->dtype));
     }
     return STATUS_OK;
 }
 
-static void list_made_up(struct loader *loader) {
-    const struct weights_load *load = loader->load;
-    for (uint32_t i = 0; i < shard_tensor_count(load->config); i++) {
-        struct job job = {.tensor = NULL};
-        shard_tensor(load->config, load->shard, i, job.name, &job.slice);
-        add_jobs(loader, &job);
+/* Sines take a processor as long as a card's bus takes many tensors: the table's jobs are dealt out evenly among the
+ * others. */
+static void mix_in_rope(struct loader *loader) {
+    struct loader rope = {.load = loader->load};
+    struct job job = {.tensor = NULL};
+    add_jobs(&rope, job, loader->load->max_len, loader->load->config->head_dim * sizeof(float));
+    size_t n = loader->n_jobs + rope.n_jobs;
+    struct job *mixed = xcalloc(n, sizeof *mixed);
+    size_t taken = 0;
+    for (size_t i = 0; i < n; i++) {
+        bool is_rope = (i + 1) * rope.n_jobs / n > taken;
+        mixed[i] = is_rope ? rope.jobs[taken] : loader->jobs[i - taken];
+        taken += is_rope;
     }
+    free(rope.jobs);
+    free(loader->jobs);
+    loader->jobs = mixed;
+    loader->n_jobs = n;
+}
+
+static enum status list_jobs(struct loader *loader) {
+    if (loader->checkpoint != NULL) {
+        TRY(list_stored(loader));
+    }
+    mix_in_rope(loader);
+    for (size_t i = 0; i < loader->n_jobs; i++) {
+        size_t bytes = (arena_bytes(loader, &loader->jobs[i]) + 255) / 256 * 256;
+        loader->stage_bytes = bytes > loader->stage_bytes ? bytes : loader->stage_bytes;
+        loader->total += stored_bytes(&loader->jobs[i]);
+    }
+    return STATUS_OK;
 }
 
 /* ---- one job */
@@ -179,7 +219,7 @@ static enum status read_rows(const struct loader *loader, const struct job *job,
     if (run == pitch) {
         return checkpoint_read(loader->checkpoint, job->tensor, start, out, job->n_rows * pitch);
     }
-    if (run >= SHORT_RUN) {
+    if (!reads_whole_rows(job)) {
         for (uint32_t r = 0; r < job->n_rows; r++) {
             TRY(checkpoint_read(loader->checkpoint, job->tensor, start + r * pitch + slice->col_first * element,
                                 (char *)out + r * run, run));
@@ -222,34 +262,14 @@ static enum status convert(const char *name, const void *from, enum dtype source
     return STATUS_OK;
 }
 
-/* Uniform numbers of variance 1 / columns, so that activations keep their size; norms near one. */
-static void make_up(const struct loader *loader, const struct job *job, void *out) {
-    const struct shard_slice *slice = &job->slice;
-    enum dtype dtype = place_dtype(loader, slice);
-    uint64_t key = hash64(0, job->name, strlen(job->name));
-    float scale = slice->n_dims == 1 ? 0.1f : sqrtf(3.0f / (float)slice->cols);
-    float centre = ends_with(job->name, "norm.weight") ? 1.0f : 0.0f;
-    for (uint32_t r = 0; r < job->n_rows; r++) {
-        for (uint32_t c = 0; c < slice->n_cols; c++) {
-            uint64_t row = slice->row_first + job->row_first + r;
-            uint64_t state = key + (row * slice->cols + slice->col_first + c);
-            float unit = (float)(rng_next(&state) >> 40) * 0x1p-23f - 1.0f;
-            float value = centre + scale * unit;
-            size_t i = (size_t)r * slice->n_cols + c;
-            CHECK(convert(job->name, &value, DTYPE_F32, (char *)out + i * dtype_bytes(dtype), dtype, 1) == STATUS_OK,
-                  "a made-up weight of %g", (double)value);
-        }
-    }
-}
-
 /* The job's elements as they go to the arena, into `out`. */
 static enum status make_ready(const struct loader *loader, const struct job *job, struct scratch *scratch, void *out) {
-    enum dtype source = source_dtype(loader, job);
-    enum dtype target = place_dtype(loader, &job->slice);
     if (job->tensor == NULL) {
-        make_up(loader, job, out);
+        rope_fill(loader->load->config, job->row_first, job->n_rows, out);
         return STATUS_OK;
     }
+    enum dtype source = job->tensor->dtype;
+    enum dtype target = weights_dtype(loader->load, &job->slice);
     if (source == target) {
         return read_rows(loader, job, scratch, out);
     }
@@ -261,17 +281,11 @@ static enum status make_ready(const struct loader *loader, const struct job *job
 
 static enum status run_job(const struct loader *loader, const struct job *job, struct scratch *scratch) {
     const struct weights_load *load = loader->load;
-    const struct shard_slice *slice = &job->slice;
-    size_t element = dtype_bytes(place_dtype(loader, slice));
-    size_t bytes = (size_t)job->n_rows * slice->n_cols * element;
-    CHECK(bytes <= scratch->stage_bytes, "a job of %zu bytes", bytes);
-    struct stage *stage = &scratch->stages[scratch->next_stage++ % 2];
-    TRY(load->kernels->event_sync(stage->copied)); /* of the job before the last */
+    struct stage *stage = &scratch->stages[scratch->next_stage++ % N_STAGES];
+    TRY(load->kernels->event_sync(stage->copied));
     TRY(make_ready(loader, job, scratch, stage->memory));
-    size_t offset = load->layout->place[slice->place] + slice->layer * load->layout->layer_bytes +
-                    (size_t)(slice->dest_row + job->row_first) * slice->n_cols * element;
-    TRY(load->kernels->copy(scratch->stream, (char *)load->arena + offset, stage->memory, bytes,
-                            KERNEL_COPY_TO_DEVICE));
+    TRY(load->kernels->copy(scratch->stream, (char *)load->arena + arena_offset(loader, job), stage->memory,
+                            arena_bytes(loader, job), KERNEL_COPY_TO_DEVICE));
     return load->kernels->event_record(stage->copied, scratch->stream);
 }
 
@@ -280,8 +294,8 @@ static enum status run_job(const struct loader *loader, const struct job *job, s
 static void report(struct loader *loader, const struct job *job) {
     const struct weights_load *load = loader->load;
     pthread_mutex_lock(&loader->lock);
-    loader->done += (uint64_t)job->n_rows * job->slice.n_cols * dtype_bytes(source_dtype(loader, job));
-    if (load->progress != NULL) {
+    loader->done += stored_bytes(job);
+    if (load->progress != NULL && job->tensor != NULL) {
         load->progress(load->context, loader->done, loader->total);
     }
     pthread_mutex_unlock(&loader->lock);
@@ -303,28 +317,20 @@ static enum status run_jobs(struct loader *loader, struct scratch *scratch) {
         if (next >= loader->n_jobs || atomic_load(&loader->failed)) {
             return STATUS_OK;
         }
+        if (loader->load->cancelled != NULL && atomic_load(loader->load->cancelled)) {
+            FAIL(STATUS_CLOSED, "the weights are not wanted any more");
+        }
         TRY(run_job(loader, &loader->jobs[next], scratch));
         report(loader, &loader->jobs[next]);
     }
 }
 
-/* The largest job in the arena's format: a job is JOB_BYTES as stored or one row, and may double when converted. */
-static size_t largest_job(const struct loader *loader) {
-    size_t most = 0;
-    for (size_t i = 0; i < loader->n_jobs; i++) {
-        const struct job *job = &loader->jobs[i];
-        size_t bytes = (size_t)job->n_rows * job->slice.n_cols * dtype_bytes(place_dtype(loader, &job->slice));
-        most = bytes > most ? bytes : most;
-    }
-    return most;
-}
-
-static enum status open_scratch(const struct loader *loader, struct scratch *scratch) {
+static enum status open_scratch(struct loader *loader, struct scratch *scratch) {
     const struct weights_load *load = loader->load;
-    scratch->stage_bytes = largest_job(loader);
-    TRY(load->kernels->stream_create(load->device, &scratch->stream));
-    for (int i = 0; i < 2; i++) {
-        TRY(load->kernels->host_alloc(load->device, scratch->stage_bytes, &scratch->stages[i].memory));
+    char *own = (char *)loader->pinned + atomic_fetch_add(&loader->n_threads, 1) * N_STAGES * loader->stage_bytes;
+    TRY(load->kernels->copy_stream_create(load->device, &scratch->stream));
+    for (size_t i = 0; i < N_STAGES; i++) {
+        scratch->stages[i].memory = own + i * loader->stage_bytes;
         TRY(load->kernels->event_create(load->device, &scratch->stages[i].copied));
     }
     return STATUS_OK;
@@ -335,12 +341,9 @@ static void close_scratch(const struct loader *loader, struct scratch *scratch) 
     if (scratch->stream != NULL) {
         load->kernels->stream_destroy(scratch->stream);
     }
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < N_STAGES; i++) {
         if (scratch->stages[i].copied != NULL) {
             load->kernels->event_destroy(scratch->stages[i].copied);
-        }
-        if (scratch->stages[i].memory != NULL) {
-            load->kernels->host_free(load->device, scratch->stages[i].memory);
         }
     }
     free(scratch->rows);
@@ -364,10 +367,9 @@ static void *load_thread(void *argument) {
     return NULL;
 }
 
-static void run_threads(struct loader *loader) {
+static void run_threads(struct loader *loader, uint32_t wanted) {
     pthread_t threads[MAX_THREADS];
     uint32_t started = 0;
-    uint32_t wanted = loader->load->threads < MAX_THREADS ? loader->load->threads : MAX_THREADS;
     while (started + 1 < wanted && pthread_create(&threads[started], NULL, load_thread, loader) == 0) {
         started++;
     }
@@ -377,47 +379,41 @@ static void run_threads(struct loader *loader) {
     }
 }
 
-/* Rope angles and the map of heads. */
-static enum status load_tables(const struct weights_load *load) {
-    size_t rope_bytes = (size_t)load->max_len * load->config->head_dim * sizeof(float);
-    float *rope = xaligned(64, rope_bytes);
-    uint32_t *map = xcalloc(load->shard->n_q, sizeof *map);
-    rope_fill(load->config, load->max_len, rope);
-    shard_q_to_kv(load->config, load->shard, map);
-    char *arena = load->arena;
-    struct kernel_stream *stream;
-    enum status status = load->kernels->stream_create(load->device, &stream);
-    if (status == STATUS_OK) {
-        status = load->kernels->copy(stream, arena + load->layout->rope, rope, rope_bytes, KERNEL_COPY_TO_DEVICE);
-        if (status == STATUS_OK) {
-            status = load->kernels->copy(stream, arena + load->layout->q_to_kv, map, load->shard->n_q * sizeof *map,
-                                         KERNEL_COPY_TO_DEVICE);
-        }
-        enum status synced = load->kernels->stream_sync(stream);
-        status = status == STATUS_OK ? synced : status;
-        load->kernels->stream_destroy(stream);
+static enum status run(struct loader *loader) {
+    const struct weights_load *load = loader->load;
+    uint32_t threads = load->threads < MAX_THREADS ? load->threads : MAX_THREADS;
+    TRY(list_jobs(loader));
+    TRY(load->kernels->host_alloc(load->device, threads * N_STAGES * loader->stage_bytes, &loader->pinned));
+    run_threads(loader, threads);
+    load->kernels->host_free(load->device, loader->pinned);
+    if (loader->status != STATUS_OK) {
+        FAIL(loader->status, "%s", loader->text);
     }
-    free(rope);
+    return STATUS_OK;
+}
+
+static enum status copy_map(const struct weights_load *load) {
+    struct kernel_stream *stream;
+    TRY(load->kernels->copy_stream_create(load->device, &stream));
+    uint32_t *map = xcalloc(load->shard->n_q, sizeof *map);
+    shard_q_to_kv(load->config, load->shard, map);
+    enum status status = load->kernels->copy(stream, (char *)load->arena + load->layout->q_to_kv, map,
+                                             load->shard->n_q * sizeof *map, KERNEL_COPY_TO_DEVICE);
+    enum status synced = load->kernels->stream_sync(stream);
+    load->kernels->stream_destroy(stream);
     free(map);
-    return status;
+    return status == STATUS_OK ? synced : status;
 }
 
 enum status weights_load(const struct weights_load *load, const struct checkpoint *checkpoint) {
     struct loader loader = {.load = load, .checkpoint = checkpoint};
+    TRY(copy_map(load));
+    if (checkpoint == NULL) {
+        TRY(weights_make_up(load));
+    }
     pthread_mutex_init(&loader.lock, NULL);
-    if (checkpoint != NULL) {
-        loader.status = list_stored(&loader);
-        snprintf(loader.text, sizeof loader.text, "%s", loader.status != STATUS_OK ? status_text() : "");
-    } else {
-        list_made_up(&loader);
-    }
-    if (loader.status == STATUS_OK) {
-        run_threads(&loader);
-    }
-    free(loader.jobs);
+    enum status status = run(&loader);
     pthread_mutex_destroy(&loader.lock);
-    if (loader.status != STATUS_OK) {
-        FAIL(loader.status, "%s", loader.text);
-    }
-    return load_tables(load);
+    free(loader.jobs);
+    return status;
 }

@@ -59,10 +59,10 @@ static bool has(const json_t *root, const char *key) {
     return value != NULL && !json_is_null(value);
 }
 
-/* A line says by its fields what it is. */
+/* A line or a frame says by its fields what it is. */
 static enum status find_kind(struct openai_parse *parse) {
     bool chat = parse->api == OPENAI_CHAT;
-    if (parse->api == OPENAI_LINE) {
+    if (parse->api == OPENAI_LINE || parse->api == OPENAI_FRAME) {
         int given = has(parse->root, "messages") + has(parse->root, "prompt") + has(parse->root, "prompt_ids");
         if (given != 1) {
             FAIL(STATUS_INVALID, "prompt: give one of \"prompt\", \"prompt_ids\" and \"messages\"");
@@ -89,9 +89,9 @@ static enum status parse_max_tokens(struct openai_parse *parse) {
 
 static enum status parse_root(struct openai_parse *parse, uint64_t seed) {
     TRY(json_in_expect_object(parse->root, "body"));
+    TRY(find_kind(parse)); /* first: which fields a frame may have depends on it */
     TRY(openai_check_request_fields(parse));
     TRY(check_model(parse));
-    TRY(find_kind(parse));
     TRY(openai_parse_delivery(parse));
     TRY(openai_parse_sampling(parse, seed));
     TRY(openai_parse_stops(parse));
@@ -127,19 +127,25 @@ static enum status check_values(const char *body, size_t size) {
     return STATUS_OK;
 }
 
-enum status openai_parse(const struct request_context *context, enum openai_api api, const char *body, size_t size,
-                         uint64_t seed, struct request **out) {
-    json_t *root = NULL;
-    TRY(check_values(body, size));
-    TRY(json_in_parse(body, size, MAX_BODY, "body", &root));
+enum status openai_parse_object(const struct request_context *context, enum openai_api api, const json_t *root,
+                                uint64_t seed, struct request **out) {
     struct request *request = xcalloc(1, sizeof *request);
     struct openai_parse parse = {.context = context, .api = api, .root = root, .request = request};
     enum status status = parse_root(&parse, seed);
-    json_decref(root);
     if (status != STATUS_OK) {
         request_free(request);
         return status;
     }
     *out = request;
     return STATUS_OK;
+}
+
+enum status openai_parse(const struct request_context *context, enum openai_api api, const char *body, size_t size,
+                         uint64_t seed, struct request **out) {
+    json_t *root = NULL;
+    TRY(check_values(body, size));
+    TRY(json_in_parse(body, size, MAX_BODY, "body", &root));
+    enum status status = openai_parse_object(context, api, root, seed, out);
+    json_decref(root);
+    return status;
 }

@@ -14,6 +14,7 @@ enum openai_api {
     OPENAI_CHAT,       /* body of POST /v1/chat/completions */
     OPENAI_COMPLETION, /* body of POST /v1/completions */
     OPENAI_LINE,       /* a line of `tandem generate`: "prompt", "prompt_ids" or "messages", the other fields of both */
+    OPENAI_FRAME,      /* what frame_request.c makes of a SUBMIT: "prompt" or "messages", each with its API's fields */
 };
 
 /* Parses and checks. `seed` is used when the client gave none. Release *out with request_free().

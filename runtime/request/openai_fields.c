@@ -156,6 +156,13 @@ static bool belongs(const struct field *field, enum openai_api api) {
     return field->apis == 0 || (field->apis & (1u << api)) != 0;
 }
 
+/* Whose fields a request may have: a frame has those of the API of its kind. */
+static enum openai_api fields_api(const struct openai_parse *parse) {
+    return parse->api != OPENAI_FRAME             ? parse->api
+           : parse->request->kind == REQUEST_CHAT ? OPENAI_CHAT
+                                                  : OPENAI_COMPLETION;
+}
+
 /* Levenshtein's distance, for names of at most 63 bytes. */
 static unsigned distance(const char *a, const char *b) {
     unsigned row[64];
@@ -204,17 +211,18 @@ static enum status check_field(const struct openai_parse *parse, const char *pat
 
 enum status openai_check_fields(const struct openai_parse *parse, const json_t *object, const char *path,
                                 const struct field *table, size_t n) {
+    enum openai_api api = fields_api(parse);
     const char *key;
     json_t *value;
     json_object_foreach((json_t *)(size_t)object, key, value) {
         const struct field *field = NULL;
         for (size_t i = 0; i < n && field == NULL; i++) {
-            if (belongs(&table[i], parse->api) && strcmp(key, table[i].name) == 0) {
+            if (belongs(&table[i], api) && strcmp(key, table[i].name) == 0) {
                 field = &table[i];
             }
         }
         if (field == NULL) {
-            return unknown_field(parse->api, path, key, table, n);
+            return unknown_field(api, path, key, table, n);
         }
         TRY(check_field(parse, path, field, value));
     }

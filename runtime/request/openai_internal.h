@@ -12,6 +12,10 @@ struct openai_parse {
     struct request *request;
 };
 
+/* openai_parse for a document that is there already. */
+enum status openai_parse_object(const struct request_context *context, enum openai_api api, const json_t *root,
+                                uint64_t seed, struct request **out);
+
 /* How a field of an object is treated. */
 enum field_kind {
     FIELD_SERVED,  /* read elsewhere */

@@ -22,9 +22,9 @@ static bool processor_begins_with_special(const json_t *processor) {
     return json_object_get(json_array_get(single, 0), "SpecialToken") != NULL;
 }
 
-static enum status find_adds_bos(const char *model_dir, bool *adds_bos) {
+static enum status find_adds_bos(const char *tokenizer_dir, bool *adds_bos) {
     struct buf path = {0};
-    buf_printf(&path, "%s/tokenizer.json", model_dir);
+    buf_printf(&path, "%s/tokenizer.json", tokenizer_dir);
     json_t *root = NULL;
     enum status result = json_in_load(buf_cstr(&path), MAX_TOKENIZER_JSON, &root);
     if (result == STATUS_OK) {
@@ -56,15 +56,15 @@ static uint32_t marker_id(const struct tokenizer *tokenizer, const char *text) {
     return bytes != NULL && size == strlen(text) && memcmp(bytes, text, size) == 0 ? id : TOKEN_NONE;
 }
 
-static enum status load_parts(const char *model_dir, struct request_context *context) {
-    TRY(tokenizer_load(model_dir, &context->tokenizer));
+static enum status load_parts(const char *model_dir, const char *tokenizer_dir, struct request_context *context) {
+    TRY(tokenizer_load(tokenizer_dir, &context->tokenizer));
     struct model_config config;
     TRY(model_config_load(model_dir, &config));
     TRY(generation_config_load(model_dir, &config, &context->defaults));
     if (tokenizer_bos_id(context->tokenizer) != TOKEN_NONE) {
-        TRY(find_adds_bos(model_dir, &context->adds_bos));
+        TRY(find_adds_bos(tokenizer_dir, &context->adds_bos));
     }
-    enum status status = chat_template_load(model_dir, &context->chat_template);
+    enum status status = chat_template_load(tokenizer_dir, &context->chat_template);
     if (status != STATUS_OK) {
         context->chat_template = NULL;
         context->chat_refusal = xstrdup(status_text());
@@ -75,10 +75,10 @@ static enum status load_parts(const char *model_dir, struct request_context *con
     return STATUS_OK;
 }
 
-enum status request_context_load(const char *model_dir, const char *served_model_name, uint32_t max_model_len,
-                                 uint32_t vocab_size, struct request_context **out) {
+enum status request_context_load(const char *model_dir, const char *tokenizer_dir, const char *served_model_name,
+                                 uint32_t max_model_len, uint32_t n_valid_ids, struct request_context **out) {
     struct request_context *context = xcalloc(1, sizeof *context);
-    enum status result = load_parts(model_dir, context);
+    enum status result = load_parts(model_dir, tokenizer_dir, context);
     if (result != STATUS_OK) {
         request_context_free(context);
         return result;
@@ -86,8 +86,7 @@ enum status request_context_load(const char *model_dir, const char *served_model
     context->model =
         served_model_name != NULL && served_model_name[0] != 0 ? xstrdup(served_model_name) : last_component(model_dir);
     context->max_model_len = max_model_len;
-    uint32_t known = tokenizer_vocab_size(context->tokenizer);
-    context->vocab_size = known < vocab_size ? known : vocab_size;
+    context->vocab_size = n_valid_ids;
     context->think_id = marker_id(context->tokenizer, "<think>");
     context->end_think_id = marker_id(context->tokenizer, "</think>");
     *out = context;

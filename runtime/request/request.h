@@ -33,11 +33,12 @@ struct request_context {
     uint32_t think_id, end_think_id; /* "<think>" and "</think>"; TOKEN_NONE where they are no single tokens */
 };
 
-/* Reads tokenizer, chat template and generation_config.json of a Hugging Face directory. `served_model_name` NULL or ""
- * means the directory's last component. `vocab_size` is the model's; prompts are held to the lesser of it and the
- * tokenizer's. A missing or unknown chat template is no failure: chat requests are refused with the reason. */
-enum status request_context_load(const char *model_dir, const char *served_model_name, uint32_t max_model_len,
-                                 uint32_t vocab_size, struct request_context **out);
+/* Reads generation_config.json of a Hugging Face directory, and tokenizer and chat template of another or the same.
+ * `served_model_name` NULL or "" means the model's last component. Prompts are held to ids below `n_valid_ids`; those
+ * that the tokenizer does not know have no text. A missing or unknown chat template is no failure: chat requests are
+ * refused with the reason. */
+enum status request_context_load(const char *model_dir, const char *tokenizer_dir, const char *served_model_name,
+                                 uint32_t max_model_len, uint32_t n_valid_ids, struct request_context **out);
 void request_context_free(struct request_context *context);
 
 enum request_kind {

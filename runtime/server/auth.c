@@ -83,18 +83,14 @@ void key_set_free(struct key_set *keys) {
     }
 }
 
-bool key_set_allows(const struct key_set *keys, const char *authorization) {
-    if (authorization == NULL || strncasecmp(authorization, "Bearer ", 7) != 0) {
-        return false;
-    }
-    const char *given = authorization + 7;
-    size_t size = strlen(given);
+bool key_set_has(const struct key_set *keys, const void *bytes, size_t size) {
+    const uint8_t *given = bytes;
     if (size == 0 || size > MAX_KEY_BYTES) {
         return false;
     }
     uint8_t padded[MAX_KEY_BYTES] = {0};
     for (size_t i = 0; i < size; i++) {
-        padded[i] = (uint8_t)given[i];
+        padded[i] = given[i];
     }
     volatile unsigned allowed = 0; /* volatile: every byte is looked at, whatever the compiler can prove */
     for (size_t k = 0; k < keys->n; k++) {
@@ -105,4 +101,9 @@ bool key_set_allows(const struct key_set *keys, const char *authorization) {
         allowed = allowed | (differ == 0);
     }
     return allowed != 0;
+}
+
+bool key_set_allows(const struct key_set *keys, const char *authorization) {
+    return authorization != NULL && strncasecmp(authorization, "Bearer ", 7) == 0 &&
+           key_set_has(keys, authorization + 7, strlen(authorization + 7));
 }

@@ -20,7 +20,14 @@ struct call;
 
 #define CHOICE_CACHE 32
 
+/* Whoever submitted a sequence; a member of what the sequence is to it. */
+struct sequence_client {
+    void (*on_event)(struct sequence_client *client, const struct engine_event *event);
+    void (*discard)(struct sequence_client *client); /* the server ends, and the engine with it */
+};
+
 struct choice {
+    struct sequence_client client; /* the first member */
     struct server *server;
     struct replica *replica;
     struct call *call; /* NULL: abandoned before it was admitted */
@@ -86,7 +93,7 @@ void call_begin(struct connection *connection, enum openai_api api, const char *
 void call_client_gone(struct call *call);
 void call_client_drained(struct call *call);
 
-/* From the engine. */
+/* From the engine, about a choice whose call is there. */
 void call_on_event(struct choice *choice, const struct engine_event *event);
 
 /* Fails a call as the server decides (end of a drain). */
@@ -133,13 +140,7 @@ bool choice_token_visible(const struct choice *choice);
 /* Lets every choice go: cancels what runs. */
 void choices_drop(struct call *call);
 
-/* Frees a choice that the engine forgets or never knew. */
-void choice_free(struct choice *choice);
-
 /* Frees the choices of a call; those that are not admitted yet live on until they are. */
 void choices_free(struct call *call);
-
-/* The engine's answer to a submit whose call is gone. */
-void choice_on_abandoned(struct choice *choice, const struct engine_event *event);
 
 #endif

@@ -4,13 +4,17 @@
 #include "runtime/base/alloc.h"
 #include "runtime/server/server_internal.h"
 
+static void on_event(struct sequence_client *client, const struct engine_event *event);
+static void discard(struct sequence_client *client);
+
 static struct choice *make_choice(struct call *call, uint32_t index) {
     struct choice *choice = xcalloc(1, sizeof *choice);
+    choice->client = (struct sequence_client){.on_event = on_event, .discard = discard};
     choice->server = call->server;
     choice->replica = call->replica;
     choice->call = call;
     choice->index = index;
-    choice->user = replicas_enter(call->server, choice);
+    choice->user = replicas_enter(call->server, &choice->client);
     output_stream_init(&choice->output, call->server->context, call->request);
     if (call->request->stream) {
         openai_chunks_init(&choice->chunks, &call->head, index);
@@ -19,7 +23,8 @@ static struct choice *make_choice(struct call *call, uint32_t index) {
     return choice;
 }
 
-void choice_free(struct choice *choice) {
+/* Frees a choice that the engine forgets or never knew. */
+static void choice_free(struct choice *choice) {
     output_stream_free(&choice->output);
     output_delta_free(&choice->text);
     openai_chunks_free(&choice->chunks);
@@ -182,7 +187,8 @@ void choices_free(struct call *call) {
     free(call->choices);
 }
 
-void choice_on_abandoned(struct choice *choice, const struct engine_event *event) {
+/* The engine's answer to a submit whose call is gone. */
+static void on_abandoned(struct choice *choice, const struct engine_event *event) {
     if (event->type == ENGINE_REFUSED) {
         leave(choice);
     } else {
@@ -190,4 +196,18 @@ void choice_on_abandoned(struct choice *choice, const struct engine_event *event
         cancel(choice);
     }
     choice_free(choice);
+}
+
+static void on_event(struct sequence_client *client, const struct engine_event *event) {
+    struct choice *choice = (struct choice *)client;
+    if (choice->call == NULL) {
+        on_abandoned(choice, event);
+    } else {
+        call_on_event(choice, event);
+    }
+}
+
+/* Only those that were submitted by calls that are gone, and never answered, are in the table by then. */
+static void discard(struct sequence_client *client) {
+    choice_free((struct choice *)client);
 }

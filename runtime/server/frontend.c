@@ -129,7 +129,8 @@ static enum status take_init(int control, struct control_msg *message, int *fds)
     uint32_t n_fds = 0;
     TRY(control_receive(control, message, fds, &n_fds, 0));
     if (message->type != CONTROL_INIT || message->body.frontend.n_replicas < 1 ||
-        message->body.frontend.n_replicas > CONTROL_MAX_WORLD || n_fds != message->body.frontend.n_replicas + 1) {
+        message->body.frontend.n_replicas > CONTROL_MAX_WORLD ||
+        n_fds != FRONTEND_FDS + message->body.frontend.n_replicas) {
         close_fds(fds, n_fds);
         FAIL(STATUS_INTERNAL, "the first message of the supervisor is no INIT for a front-end");
     }
@@ -158,8 +159,10 @@ int frontend_run(int control_fd, const struct server_limits *limits) {
         frontend.init = message.body.frontend;
         struct server_config config = {.init = &frontend.init,
                                        .limits = *limits,
-                                       .listener = fds[0],
-                                       .journals = fds + 1,
+                                       .listener = fds[FRONTEND_HTTP],
+                                       .tsp_listener = fds[FRONTEND_TCP],
+                                       .once = fds[FRONTEND_ONCE],
+                                       .journals = fds + FRONTEND_FDS,
                                        .drained = on_drained,
                                        .progressed = on_progressed,
                                        .context = &frontend};

@@ -1,5 +1,5 @@
-/* The front-end process: HTTP, JSON, tokenizer and text on one libuv loop, one engine thread per replica. It is
- * started and told what to do by the supervisor over its control socket (runtime/wire/control_msg.h); it reads the
+/* The front-end process: both protocols, JSON, tokenizer and text on one libuv loop, one engine thread per replica. It
+ * is started and told what to do by the supervisor over its control socket (runtime/wire/control_msg.h); it reads the
  * network, and nothing it read there reaches a worker unchecked. */
 #ifndef TANDEM_SERVER_FRONTEND_H
 #define TANDEM_SERVER_FRONTEND_H

@@ -207,6 +207,27 @@ static void write_frontend(struct page *page) {
     write_single(page, "tandem_calls", "gauge", "Requests being answered now.", page->server->n_calls);
 }
 
+static void write_tsp(struct page *page) {
+    const struct server *server = page->server;
+    const struct tsp_metrics *metrics = &server->tsp.metrics;
+    write_single(page, "tandem_tcp_connections_total", "counter", "Connections of the stream protocol accepted.",
+                 (double)metrics->connections);
+    write_single(page, "tandem_tcp_connections", "gauge", "Connections of the stream protocol open now.",
+                 server->tsp.n_connections);
+    write_single(page, "tandem_tcp_streams", "gauge", "Streams on them, up to their acknowledgement.",
+                 tsp_streams(server));
+    write_single(page, "tandem_tcp_requests", "gauge", "Requests that are known: running, or kept for their clients.",
+                 server->tsp.n_requests);
+    write_single(page, "tandem_tcp_forgotten_requests", "gauge", "Ids that are remembered as over.",
+                 once_count(server->tsp.once));
+    write_single(page, "tandem_tcp_submits_total", "counter", "Requests taken up for the first time.",
+                 (double)metrics->submits);
+    write_single(page, "tandem_stream_resumes_total", "counter", "Requests taken up again by a client.",
+                 (double)metrics->resumes);
+    write_single(page, "tandem_tcp_expired_total", "counter", "Requests whose resume window ended.",
+                 (double)metrics->expired);
+}
+
 void metrics_write(struct server *server, struct buf *out) {
     struct page page = {.out = out, .server = server};
     const struct metrics *metrics = &server->metrics;
@@ -215,6 +236,7 @@ void metrics_write(struct server *server, struct buf *out) {
     buf_append_text(&page.model, "\"");
     write_engines(&page);
     write_frontend(&page);
+    write_tsp(&page);
     write_histogram(&page, "vllm:time_to_first_token_seconds", "From the request to its first token.",
                     &metrics->time_to_first_token);
     write_histogram(&page, "vllm:inter_token_latency_seconds", "Between two tokens of an answer.",

@@ -1,4 +1,4 @@
-/* The engines: one journal and one thread for each replica, and the numbers by which they know our choices. */
+/* The engines: one journal and one thread for each replica, and the numbers by which they know our sequences. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,35 +17,66 @@ static void grow_entries(struct server *server) {
     uint32_t n = server->n_entries > 0 ? server->n_entries * 2 : 256;
     server->entries = xrealloc(server->entries, n, sizeof *server->entries);
     for (uint32_t i = n; i-- > server->n_entries;) {
-        server->entries[i] = (struct choice_entry){.generation = 1, .next_free = server->free_entry};
+        server->entries[i] = (struct client_entry){.generation = 1, .next_free = server->free_entry};
         server->free_entry = i;
     }
     server->n_entries = n;
 }
 
-uint64_t replicas_enter(struct server *server, struct choice *choice) {
+uint64_t replicas_enter(struct server *server, struct sequence_client *client) {
     if (server->free_entry == UINT32_MAX) {
         grow_entries(server);
     }
     uint32_t index = server->free_entry;
-    struct choice_entry *entry = &server->entries[index];
+    struct client_entry *entry = &server->entries[index];
     server->free_entry = entry->next_free;
-    entry->choice = choice;
+    entry->client = client;
     return (uint64_t)entry->generation << 32 | index;
 }
 
-struct choice *replicas_find(struct server *server, uint64_t user) {
+/* The client of a number; NULL for one that has gone out of use. */
+static struct sequence_client *find_client(struct server *server, uint64_t user) {
     uint32_t index = (uint32_t)user;
     if (index >= server->n_entries || server->entries[index].generation != user >> 32) {
         return NULL;
     }
-    return server->entries[index].choice;
+    return server->entries[index].client;
+}
+
+/* No table has more entries than twice the sequences there can be, rounded up. */
+bool replicas_enter_at(struct server *server, uint64_t user, struct sequence_client *client) {
+    uint32_t index = (uint32_t)user;
+    uint64_t most =
+        4ull * server->init.n_replicas * frontend_journal_slots(&server->init.limits, server->init.queue_max);
+    if (index >= (most > 256 ? most : 256)) {
+        return false;
+    }
+    while (index >= server->n_entries) {
+        grow_entries(server);
+    }
+    struct client_entry *entry = &server->entries[index];
+    if (entry->client != NULL) {
+        return false;
+    }
+    entry->client = client;
+    entry->generation = (uint32_t)(user >> 32);
+    return true;
+}
+
+void replicas_entered(struct server *server) {
+    server->free_entry = UINT32_MAX;
+    for (uint32_t i = server->n_entries; i-- > 0;) {
+        if (server->entries[i].client == NULL) {
+            server->entries[i].next_free = server->free_entry;
+            server->free_entry = i;
+        }
+    }
 }
 
 void replicas_leave(struct server *server, uint64_t user) {
-    struct choice_entry *entry = &server->entries[(uint32_t)user];
-    CHECK(entry->choice != NULL && entry->generation == user >> 32, "a choice left twice");
-    entry->choice = NULL;
+    struct client_entry *entry = &server->entries[(uint32_t)user];
+    CHECK(entry->client != NULL && entry->generation == user >> 32, "a sequence left twice");
+    entry->client = NULL;
     entry->generation++;
     entry->next_free = server->free_entry;
     server->free_entry = (uint32_t)user;
@@ -54,14 +85,9 @@ void replicas_leave(struct server *server, uint64_t user) {
 /* ---- events */
 
 static void on_event(struct server *server, const struct engine_event *event) {
-    struct choice *choice = replicas_find(server, event->user);
-    if (choice == NULL) {
-        return; /* it was let go before it heard of this */
-    }
-    if (choice->call == NULL) {
-        choice_on_abandoned(choice, event);
-    } else {
-        call_on_event(choice, event);
+    struct sequence_client *client = find_client(server, event->user);
+    if (client != NULL) { /* else it was let go before it heard of this */
+        client->on_event(client, event);
     }
 }
 
@@ -110,6 +136,9 @@ static enum status open_replica(struct server *server, struct replica *replica, 
         journal_open(journal_fd, (size_t)init->journal_bytes, n_slots, init->recover == 0, &replica->journal);
     close(journal_fd); /* the mapping stays */
     TRY(status);
+    if (init->recover != 0) {
+        tsp_recover(server, replica);
+    }
     struct engine_thread_config config = {
         .engine = {.limits = init->limits,
                    .queue_max = init->queue_max,
@@ -134,6 +163,7 @@ enum status replicas_open(struct server *server, const int *journals) {
             return status;
         }
     }
+    replicas_entered(server);
     return STATUS_OK;
 }
 
@@ -148,9 +178,9 @@ void replicas_close(struct server *server) {
         }
         uv_close((uv_handle_t *)&replica->wake, NULL);
     }
-    for (uint32_t i = 0; i < server->n_entries; i++) { /* submitted by calls that are gone, never answered */
-        if (server->entries[i].choice != NULL) {
-            choice_free(server->entries[i].choice);
+    for (uint32_t i = 0; i < server->n_entries; i++) {
+        if (server->entries[i].client != NULL) {
+            server->entries[i].client->discard(server->entries[i].client);
         }
     }
     free(server->entries);

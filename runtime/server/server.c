@@ -30,13 +30,18 @@ static bool all_sent(const struct server *server) {
 }
 
 static void tick_drain(struct server *server, uint64_t now_ms) {
-    if (now_ms >= server->drain_deadline_ms) {
+    bool over = now_ms >= server->drain_deadline_ms;
+    if (over) {
         for (struct call *call = server->calls, *next; call != NULL; call = next) {
             next = call->next;
             call_fail(call, STATUS_CLOSED, "The server is shutting down", "server_shutting_down");
         }
     }
-    if (server->n_calls == 0 && !server->drain_told && all_sent(server)) {
+    if (over || (server->n_calls == 0 && tsp_attached(server) == 0)) {
+        tsp_drain_end(server);
+    }
+    if (server->n_calls == 0 && tsp_attached(server) == 0 && !server->drain_told && all_sent(server) &&
+        tsp_all_sent(server)) {
         server->drain_told = true;
         server->drained(server->callback_context);
     }
@@ -53,6 +58,7 @@ static void on_tick(uv_timer_t *timer) {
         next = connection->next;
         connection_tick(connection, now_ms);
     }
+    tsp_tick(server, now_ms);
     if (server->draining) {
         tick_drain(server, now_ms);
     }
@@ -108,8 +114,9 @@ static void set_fingerprint(struct server *server) {
 
 static enum status open_parts(struct server *server, const struct server_config *config, bool *journals_taken) {
     const struct frontend_init *init = &server->init;
-    TRY(request_context_load(init->model_dir, init->served_model_name, init->limits.max_len, init->limits.vocab_size,
-                             &server->context));
+    TRY(tsp_server_open(server, config->once));
+    TRY(request_context_load(init->model_dir, init->tokenizer_dir, init->served_model_name, init->limits.max_len,
+                             init->n_valid_ids, &server->context));
     if (init->api_key_file[0] != 0) {
         TRY(key_set_load(init->api_key_file, &server->keys));
     }
@@ -138,6 +145,7 @@ enum status server_create(const struct server_config *config, struct server **ou
     server->reaper.data = server;
     uv_tcp_init(&server->loop, &server->listener);
     server->listener.data = server;
+    tsp_init_handles(server);
     bool journals_taken = false;
     enum status status = open_parts(server, config, &journals_taken);
     for (uint32_t i = 0; i < init->n_replicas && !journals_taken; i++) {
@@ -147,6 +155,11 @@ enum status server_create(const struct server_config *config, struct server **ou
         status = listen_on(server, config->listener);
     } else {
         close(config->listener);
+    }
+    if (status == STATUS_OK) {
+        status = tsp_listen(server, config->tsp_listener);
+    } else {
+        close(config->tsp_listener);
     }
     if (status != STATUS_OK) {
         server_destroy(server);
@@ -162,12 +175,15 @@ void server_destroy(struct server *server) {
     while (server->connections != NULL) {
         connection_close(server->connections);
     }
+    tsp_close_connections(server);
+    tsp_drop_all(server);
     uv_close((uv_handle_t *)&server->listener, NULL);
     uv_close((uv_handle_t *)&server->tick, NULL);
     uv_close((uv_handle_t *)&server->reaper, NULL);
     replicas_close(server);
     uv_run(&server->loop, UV_RUN_DEFAULT); /* closing callbacks, and what the worker pool still parses */
     calls_reap(server);
+    tsp_server_close(server);
     CHECK(uv_loop_close(&server->loop) == 0, "a handle outlived the server");
     request_context_free(server->context);
     key_set_free(server->keys);
@@ -194,5 +210,6 @@ void server_drain(struct server *server, uint64_t timeout_ms) {
         for (struct connection *connection = server->connections; connection != NULL; connection = connection->next) {
             connection->keep_alive = false;
         }
+        tsp_drain(server, timeout_ms);
     }
 }

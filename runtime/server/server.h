@@ -1,4 +1,4 @@
-/* The server inside the front-end process: listener, connections, API calls, replicas, metrics, all on one libuv loop.
+/* The server inside the front-end process: listeners, connections, API calls, replicas, metrics, all on one libuv loop.
  * Every function is for the loop's thread. frontend.c drives it from the control socket; tests and benchmarks do it
  * with ports of their own. */
 #ifndef TANDEM_SERVER_SERVER_H
@@ -15,9 +15,10 @@ struct server;
 struct server_config {
     const struct frontend_init *init; /* copied */
     struct server_limits limits;
-    int listener;                                        /* a bound TCP socket; taken over */
-    const int *journals;                                 /* init->n_replicas memfds; taken over */
-    void (*drained)(void *context);                      /* nothing runs any more, after server_drain */
+    int listener, tsp_listener;     /* bound TCP sockets of HTTP and the stream protocol; taken over */
+    int once;                       /* the memfd of forgotten requests; taken over */
+    const int *journals;            /* init->n_replicas memfds; taken over */
+    void (*drained)(void *context); /* nothing runs any more, after server_drain */
     void (*progressed)(void *context, uint32_t replica); /* the first token since its server_group_up came */
     void *context;
 };

@@ -12,6 +12,8 @@
 #include "runtime/server/connection.h"
 #include "runtime/server/metrics.h"
 #include "runtime/server/server.h"
+#include "runtime/server/tsp_server.h"
+#include "runtime/server/wait_estimate.h"
 
 #define SERVER_MAX_REPLICAS CONTROL_MAX_WORLD
 
@@ -20,7 +22,7 @@ struct replica {
     struct journal *journal;
     struct engine_thread *thread;
     uv_async_t wake; /* events wait */
-    uint32_t live;   /* choices of calls that run on it */
+    uint32_t live;   /* sequences of clients that run on it */
     bool up;         /* a group is up */
     bool failed;     /* given up; `cause` says why */
     char cause[512];
@@ -28,11 +30,12 @@ struct replica {
     uint64_t tokens_before;    /* generated when the group came up */
     uint64_t downs;            /* groups lost so far */
     struct worker_ready ready; /* of the newest group's rank 0 */
+    struct wait_estimate wait;
 };
 
-/* Choices are known to the engines by number: an index into this table and the generation of the entry. */
-struct choice_entry {
-    struct choice *choice; /* NULL: free */
+/* Sequences are known to the engines by number: an index into this table and the generation of the entry. */
+struct client_entry {
+    struct sequence_client *client; /* NULL: free */
     uint32_t generation;
     uint32_t next_free;
 };
@@ -56,7 +59,7 @@ struct server {
 
     struct replica replicas[SERVER_MAX_REPLICAS];
     uint32_t n_replicas;
-    struct choice_entry *entries;
+    struct client_entry *entries;
     uint32_t n_entries;
     uint32_t free_entry; /* UINT32_MAX: none */
 
@@ -67,6 +70,7 @@ struct server {
     uint32_t n_parsing;
     struct buf payload; /* one event under construction */
     struct metrics metrics;
+    struct tsp_server tsp;
 
     bool draining;
     bool drain_told;
@@ -99,9 +103,13 @@ struct replica *replicas_choose(struct server *server);
 enum status replicas_open(struct server *server, const int *journals);
 void replicas_close(struct server *server);
 
-/* Gives a choice its number, and finds it again; NULL for a number that has gone out of use. */
-uint64_t replicas_enter(struct server *server, struct choice *choice);
-struct choice *replicas_find(struct server *server, uint64_t user);
+/* Gives a sequence's client its number, by which its events come, and ends its use. */
+uint64_t replicas_enter(struct server *server, struct sequence_client *client);
 void replicas_leave(struct server *server, uint64_t user);
+
+/* At recovery: gives a client the number its sequence had before; false when no sequence can have had it. Afterwards
+ * replicas_entered is called once. */
+bool replicas_enter_at(struct server *server, uint64_t user, struct sequence_client *client);
+void replicas_entered(struct server *server);
 
 #endif

@@ -12,8 +12,8 @@ enum status control_send(int fd, struct control_msg *message, const int *fds, ui
     return channel_send(fd, message, sizeof *message, fds, n_fds);
 }
 
-/* An INIT is ended as both of the bodies it may hold: texts of the same place have the same size, and the one that
- * only the front-end has ends behind the worker's body. */
+/* An INIT is ended as both of the bodies it may hold: texts of the same place have the same size, and those that only
+ * the front-end has end behind the worker's body. */
 static_assert(offsetof(struct worker_init, model_dir) == offsetof(struct frontend_init, model_dir) &&
                   offsetof(struct worker_init, backend) == offsetof(struct frontend_init, served_model_name) &&
                   sizeof(((struct worker_init *)0)->backend) == sizeof(((struct frontend_init *)0)->served_model_name),
@@ -29,6 +29,7 @@ static void end_texts(struct control_msg *message) {
         END_TEXT(message->body.frontend.model_dir);
         END_TEXT(message->body.frontend.served_model_name);
         END_TEXT(message->body.frontend.api_key_file);
+        END_TEXT(message->body.frontend.tokenizer_dir);
         break;
     case CONTROL_READY:
     case CONTROL_GROUP_UP:

@@ -8,7 +8,7 @@
  *   worker -> supervisor     LOADING bytes done and total, at most some ten a second
  *   worker -> supervisor     READY  struct worker_ready
  *   supervisor -> worker     LINK   epoch of the link          fds: link socket, step ring
- *   supervisor -> front-end  INIT   struct frontend_init     fds: HTTP listener, then per replica its journal
+ *   supervisor -> front-end  INIT   struct frontend_init     fds: FRONTEND_FDS, then per replica its journal
  *   front-end -> supervisor  READY  listeners are served (requests wait until a group is up)
  *   supervisor -> front-end  GROUP_UP  replica, epoch, what rank 0 said at READY  fds: step ring, then the link socket
  * of each rank supervisor -> front-end  GROUP_DOWN replica, epoch, text: deaths without progress so far, whether given
@@ -26,6 +26,7 @@
 #include "runtime/base/dtype.h"
 #include "runtime/base/status.h"
 #include "runtime/wire/step_body.h"
+#include "runtime/wire/tsp_limits.h"
 
 #define CONTROL_PATH_MAX 1024
 #define CONTROL_MAX_WORLD 16
@@ -56,7 +57,7 @@ struct worker_init {
     uint32_t dtype;      /* enum dtype of weights and KV */
     uint32_t load_dummy; /* random weights instead of the checkpoint's */
     struct step_limits limits;
-    uint32_t n_valid_ids;    /* ids the tokenizer knows; logits from there on are masked */
+    uint32_t n_valid_ids;    /* ids that may be said: those the tokenizer knows; logits from there on are masked */
     uint64_t max_body_bytes; /* of a step */
     uint64_t comm_max_bytes;
     uint64_t memory_limit_bytes; /* per rank; 0: none */
@@ -67,28 +68,48 @@ struct worker_init {
     uint32_t deterministic;
 };
 
-struct worker_ready {
-    uint64_t weight_bytes, kv_bytes, other_bytes; /* of this rank, as allocated */
+/* What a worker's start took, in ms. Weights are loaded while the communicator and the graphs are made. */
+struct worker_times {
+    uint32_t device_ms; /* finding the backend and opening its device */
+    uint32_t memory_ms; /* all of the rank's memory */
     uint32_t load_ms;
+    uint32_t comm_ms;
+    uint32_t graphs_ms;
+    uint32_t all_ms; /* from INIT to READY */
+};
+
+struct worker_ready {
+    uint64_t weight_bytes, kv_bytes, other_bytes; /* of this rank, as planned and allocated */
+    uint64_t loaded_bytes;                        /* of weights: read, or made up */
+    uint64_t taken_bytes;                         /* by the card's own count, the context excepted; 0 without a card */
+    uint64_t free_bytes, total_bytes;             /* of the card now */
+    struct worker_times times;
     char device_name[64];
     char comm_name[16];      /* what serves decode-sized sums over the ranks */
     uint64_t comm_own_bytes; /* the largest sum that kernels of our own, proven at start, serve; 0: none */
     float comm_row_us;       /* of the sum, add and norm of one row, as measured at start; 0: not measured */
 };
 
+/* Descriptors of a front-end's INIT in front of the journals: the listeners of HTTP and of the stream protocol, and the
+ * memfd of forgotten requests. */
+enum frontend_fd { FRONTEND_HTTP, FRONTEND_TCP, FRONTEND_ONCE, FRONTEND_FDS };
+
 /* The front-end's configuration, resolved and checked by the supervisor. */
 struct frontend_init {
     char model_dir[CONTROL_PATH_MAX];
     char served_model_name[256];
     char api_key_file[CONTROL_PATH_MAX]; /* "" for none */
+    char tokenizer_dir[CONTROL_PATH_MAX];
     uint32_t n_replicas, world;
     struct step_limits limits;
+    uint32_t n_valid_ids; /* as in struct worker_init */
     uint64_t max_body_bytes;
     uint32_t prefix_cache;
     uint32_t queue_max;     /* requests that may wait for admission */
     uint64_t journal_bytes; /* of each replica's journal */
     uint32_t recover;       /* the journal holds the requests of a front-end that died */
     uint32_t drain_timeout_ms;
+    struct tsp_limits tsp;
 };
 
 struct control_msg {

@@ -36,7 +36,7 @@ struct executor_ops {
     /* Collective over the group: allocates, joins the communicator, loads the weights. */
     enum status (*open)(const struct executor_config *config, struct executor **executor);
     void (*close)(struct executor *executor); /* nothing may be in flight, unless aborted; NULL is fine */
-    /* What the worker reports as READY, load_ms excepted. */
+    /* What the worker reports as READY, times.all_ms excepted. */
     void (*describe)(const struct executor *executor, struct worker_ready *ready);
     /* Copies the body, checks all of it (STATUS_INTERNAL: the engine broke a promise) and enqueues the step. Never
      * waits. */

@@ -39,16 +39,27 @@ void graph_cache_destroy(struct graph_cache *cache) {
     free(cache);
 }
 
-/* Batch sizes that graphs are made for: 1, 2, 4, 8, then multiples of 8, and the largest there can be. */
+/* Batch sizes that graphs are made for: powers of two up to 8, multiples of 8 up to 64, of 16 up to 128, of 32 beyond,
+ * and the largest there can be. Each costs time at the start; what padding costs a step is little, for products of many
+ * rows are made in tiles of 64 and more. */
 static uint32_t padded_rows(uint32_t n_rows, uint32_t max_rows) {
-    uint32_t padded = 1;
-    while (padded < n_rows && padded < 8) {
-        padded *= 2;
-    }
-    if (n_rows > 8) {
-        padded = (n_rows + 7) / 8 * 8;
+    uint32_t unit = n_rows <= 64 ? 8 : n_rows <= 128 ? 16 : 32;
+    uint32_t padded = (n_rows + unit - 1) / unit * unit;
+    for (uint32_t small = 1; small < 8; small *= 2) {
+        if (n_rows <= small) {
+            return small < max_rows ? small : max_rows;
+        }
     }
     return padded < max_rows ? padded : max_rows;
+}
+
+uint32_t graph_cache_count(uint32_t max_rows) {
+    uint32_t most = max_rows < WARM_ROWS_MAX ? max_rows : WARM_ROWS_MAX;
+    uint32_t count = 0;
+    for (uint32_t n = 1; n <= most; n++) {
+        count += padded_rows(n, max_rows) == n;
+    }
+    return 2 * count;
 }
 
 static struct step_batch batch_of(const struct graph_cache *cache, uint32_t n_rows, bool greedy) {
@@ -80,19 +91,38 @@ static enum status put_rows(struct graph_cache *cache, struct step_row *rows, ui
                                        KERNEL_COPY_TO_DEVICE);
 }
 
-enum status graph_cache_warm_up(struct graph_cache *cache, struct step_row *rows) {
+static uint32_t warm_rows(const struct graph_cache *cache) {
     uint32_t max_rows = cache->model->limits.max_rows;
-    uint32_t most = max_rows < WARM_ROWS_MAX ? max_rows : WARM_ROWS_MAX;
+    return max_rows < WARM_ROWS_MAX ? max_rows : WARM_ROWS_MAX;
+}
+
+static enum status run_padding(struct graph_cache *cache, uint32_t n_rows, bool greedy) {
+    struct step_batch batch = batch_of(cache, n_rows, greedy);
+    TRY(forward_enqueue(cache->model, cache->stream, &batch));
+    return cache->model->kernels->stream_sync(cache->stream);
+}
+
+enum status graph_cache_warm_up(struct graph_cache *cache, struct step_row *rows) {
+    uint32_t most = warm_rows(cache);
     TRY(put_rows(cache, rows, 0, most));
     for (uint32_t n = 1; n <= most; n++) {
-        for (int greedy = 0; greedy < 2 && padded_rows(n, max_rows) == n; greedy++) {
-            struct step_batch batch = batch_of(cache, n, greedy);
-            TRY(forward_enqueue(cache->model, cache->stream, &batch));
-            TRY(cache->model->kernels->stream_sync(cache->stream));
+        if (padded_rows(n, cache->model->limits.max_rows) == n) {
+            TRY(run_padding(cache, n, true));
+        }
+    }
+    /* Up to the head both ways are one, and the sampler's code does not depend on the rows. */
+    TRY(run_padding(cache, 1, false));
+    TRY(run_padding(cache, most, false));
+    return cache->model->comm_ops->check(cache->model->comm);
+}
+
+enum status graph_cache_record(struct graph_cache *cache) {
+    for (uint32_t n = 1; n <= warm_rows(cache); n++) {
+        for (int greedy = 0; greedy < 2 && padded_rows(n, cache->model->limits.max_rows) == n; greedy++) {
             TRY(record(cache, n, greedy));
         }
     }
-    return cache->model->comm_ops->check(cache->model->comm);
+    return STATUS_OK;
 }
 
 enum status graph_cache_launch(struct graph_cache *cache, struct step_row *rows, uint32_t n_rows, bool greedy) {

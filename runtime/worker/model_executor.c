@@ -1,21 +1,23 @@
 /* The executor that computes: one rank's device, stream, communicator and model. */
 #include "runtime/worker/model_executor.h"
 
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "runtime/base/alloc.h"
 #include "runtime/base/check.h"
 #include "runtime/base/clock.h"
+#include "runtime/base/log.h"
 #include "runtime/model/forward.h"
 #include "runtime/worker/graph_cache.h"
 #include "runtime/worker/slot_mirror.h"
 #include "runtime/worker/worker_plan.h"
 
 #define COMM_TIMEOUT_NS (60 * NS_PER_S)
-#define LOAD_THREADS_MAX 4
+#define LOAD_THREADS_MAX 16 /* of one rank: more bring a card's bus nothing */
 
 /* Host memory of a step in flight; pinned, for copies that overlap. */
 struct flight {
@@ -43,13 +45,118 @@ struct executor {
     uint64_t started;  /* touched by the thread that steps */
     uint64_t finished; /* by the thread that waits, like the next */
     uint64_t last_end_ns;
+    struct worker_times times;
+    size_t free_bytes; /* of the device, before this executor took of it */
+    uint64_t loaded_bytes;
 };
+
+/* Says how a part of the plan came out. The card's count is the whole card's, so other programs show in it. */
+static void compare(const struct executor *executor, const char *part, size_t planned, size_t *free_bytes) {
+    size_t now = 0;
+    size_t total = 0;
+    if (strcmp(executor->init.backend, "cuda") == 0 &&
+        executor->kernels->memory_info(executor->device, &now, &total) == STATUS_OK) {
+        log_debug("memory of the card: %s planned %zu MiB, took %lld MiB", part, planned >> 20,
+                  ((long long)*free_bytes - (long long)now) / (1 << 20));
+        *free_bytes = now;
+    }
+}
+
+/* ---- weights, which come in while the rest is made */
+
+struct loading {
+    struct executor *executor;
+    const struct executor_config *config;
+    struct model_options options;
+    pthread_t thread;
+    atomic_bool cancelled;
+    enum status status; /* valid once the thread has ended */
+    char text[512];
+};
+
+static uint32_t milliseconds_since(uint64_t start_ns) {
+    return (uint32_t)((clock_now_ns() - start_ns) / NS_PER_MS);
+}
+
+static void note_progress(void *context, uint64_t done, uint64_t total) {
+    struct loading *loading = context;
+    loading->executor->loaded_bytes = done;
+    if (loading->config->progress != NULL) {
+        loading->config->progress(loading->config->context, done, total);
+    }
+}
+
+static enum status load_weights(struct loading *loading) {
+    const struct worker_init *init = loading->config->init;
+    struct checkpoint *checkpoint = NULL;
+    if (!init->load_dummy) {
+        TRY(checkpoint_open(init->model_dir, &checkpoint));
+    }
+    loading->options.checkpoint = checkpoint;
+    enum status status = model_load(loading->executor->model, &loading->options);
+    checkpoint_close(checkpoint);
+    return status;
+}
+
+static void *loading_thread(void *argument) {
+    struct loading *loading = argument;
+    uint64_t start_ns = clock_now_ns();
+    loading->status = load_weights(loading);
+    snprintf(loading->text, sizeof loading->text, "%s", loading->status != STATUS_OK ? status_text() : "");
+    loading->executor->times.load_ms = milliseconds_since(start_ns);
+    return NULL;
+}
+
+static uint32_t load_threads(const struct worker_init *init) {
+    return init->threads < 1 ? 1 : init->threads > LOAD_THREADS_MAX ? LOAD_THREADS_MAX : init->threads;
+}
+
+/* Makes the model and begins to load it. */
+static enum status begin_loading(struct loading *loading, const struct plan_input *input) {
+    struct executor *executor = loading->executor;
+    const struct worker_init *init = loading->config->init;
+    loading->options = (struct model_options){
+        .input = input,
+        .plan = &executor->plan,
+        .rank = init->rank,
+        .n_valid_ids = init->n_valid_ids,
+        .load_threads = load_threads(init),
+        .cancelled = &loading->cancelled,
+        .progress = note_progress,
+        .context = loading,
+    };
+    uint64_t start_ns = clock_now_ns();
+    TRY(model_open(&loading->options, &executor->model));
+    executor->times.memory_ms = milliseconds_since(start_ns);
+    if (pthread_create(&loading->thread, NULL, loading_thread, loading) != 0) {
+        FAIL(STATUS_IO, "cannot start the thread that loads the weights");
+    }
+    return STATUS_OK;
+}
+
+/* Waits for the weights; when the rest was made with `status`, that failure is told before one of the weights. */
+static enum status end_loading(struct loading *loading, enum status status) {
+    char text[512];
+    if (status != STATUS_OK) {
+        snprintf(text, sizeof text, "%s", status_text());
+        atomic_store(&loading->cancelled, true);
+    }
+    pthread_join(loading->thread, NULL);
+    if (status != STATUS_OK) {
+        FAIL(status, "%s", text);
+    }
+    if (loading->status != STATUS_OK) {
+        FAIL(loading->status, "%s", loading->text);
+    }
+    return STATUS_OK;
+}
 
 /* ---- open and close */
 
 static enum status open_comm(struct executor *executor, const struct executor_config *config,
                              const struct plan_input *input) {
     const struct worker_init *init = config->init;
+    uint64_t start_ns = clock_now_ns();
     executor->comm_ops = comm_find(comm_name_for(init->backend, init->world));
     struct comm_config comm = {
         .rank = init->rank,
@@ -63,36 +170,11 @@ static enum status open_comm(struct executor *executor, const struct executor_co
         .spin = init->spin != 0,
         .timeout_ns = COMM_TIMEOUT_NS,
     };
-    return executor->comm_ops->open(&comm, &executor->comm);
-}
-
-static uint32_t load_threads(void) {
-    long cpus = sysconf(_SC_NPROCESSORS_ONLN);
-    return cpus < 1 ? 1 : cpus > LOAD_THREADS_MAX ? LOAD_THREADS_MAX : (uint32_t)cpus;
-}
-
-static enum status open_model(struct executor *executor, const struct executor_config *config,
-                              const struct plan_input *input) {
-    struct model_options options = {
-        .input = input,
-        .plan = &executor->plan,
-        .rank = config->init->rank,
-        .n_valid_ids = config->init->n_valid_ids,
-        .comm_ops = executor->comm_ops,
-        .comm = executor->comm,
-        .load_threads = load_threads(),
-        .progress = config->progress,
-        .context = config->context,
-    };
-    if (config->init->load_dummy) {
-        return model_open(&options, &executor->model);
-    }
-    struct checkpoint *checkpoint;
-    TRY(checkpoint_open(config->init->model_dir, &checkpoint));
-    options.checkpoint = checkpoint;
-    enum status status = model_open(&options, &executor->model);
-    checkpoint_close(checkpoint);
-    return status;
+    TRY(executor->comm_ops->open(&comm, &executor->comm));
+    executor->model->comm_ops = executor->comm_ops;
+    executor->model->comm = executor->comm;
+    executor->times.comm_ms = milliseconds_since(start_ns);
+    return STATUS_OK;
 }
 
 static enum status open_flights(struct executor *executor) {
@@ -129,40 +211,87 @@ static enum status fill_padding_slot(struct executor *executor) {
     return kernels->stream_sync(executor->stream);
 }
 
-static enum status open_parts(struct executor *executor, const struct executor_config *config) {
-    const struct worker_init *init = config->init;
-    struct model_config model_config;
-    struct plan_input input;
+static enum status open_device(struct executor *executor) {
+    const struct worker_init *init = &executor->init;
+    uint64_t start_ns = clock_now_ns();
+    size_t total_bytes;
     executor->kernels = kernels_find_for(init->backend, init->device);
     if (executor->kernels == NULL) {
         return STATUS_UNSUPPORTED;
     }
-    TRY(model_config_load(init->model_dir, &model_config));
-    if (model_config.vocab_size != init->limits.vocab_size || init->n_valid_ids < 1 ||
-        init->n_valid_ids > model_config.vocab_size) {
-        FAIL(STATUS_INTERNAL, "vocab_size is %u and n_valid_ids %u, config.json says %u", init->limits.vocab_size,
-             init->n_valid_ids, model_config.vocab_size);
-    }
     struct kernel_device_config device = {
         .ordinal = init->device, .threads = init->threads, .first_cpu = init->first_cpu, .spin = init->spin != 0};
     TRY(executor->kernels->open(&device, &executor->device));
-    worker_plan_input(init, &model_config, executor->kernels, executor->device, &input);
-    TRY(plan_make(&input, &executor->plan));
+    TRY(executor->kernels->memory_info(executor->device, &executor->free_bytes, &total_bytes));
+    executor->times.device_ms = milliseconds_since(start_ns);
+    return STATUS_OK;
+}
+
+static enum status make_plan(struct executor *executor, const struct model_config *model_config,
+                             struct plan_input *input) {
+    const struct worker_init *init = &executor->init;
+    if (model_config->vocab_size != init->limits.vocab_size || init->n_valid_ids < 1 ||
+        init->n_valid_ids > model_config->vocab_size) {
+        FAIL(STATUS_INTERNAL, "vocab_size is %u and n_valid_ids %u, config.json says %u", init->limits.vocab_size,
+             init->n_valid_ids, model_config->vocab_size);
+    }
+    worker_plan_input(init, model_config, executor->kernels, executor->device, input);
+    TRY(plan_make(input, &executor->plan));
     if (executor->plan.n_blocks != init->limits.n_blocks || executor->plan.comm_max_bytes != init->comm_max_bytes) {
         FAIL(STATUS_INTERNAL, "the plan says %u blocks and %zu bytes per collective, INIT %u and %llu",
              executor->plan.n_blocks, executor->plan.comm_max_bytes, init->limits.n_blocks,
              (unsigned long long)init->comm_max_bytes);
     }
+    return STATUS_OK;
+}
+
+static enum status warm_up(struct executor *executor) {
+    uint64_t start_ns = clock_now_ns();
+    executor->graphs = graph_cache_create(executor->model, executor->stream);
+    TRY(graph_cache_warm_up(executor->graphs, executor->flights[0].rows));
+    executor->times.graphs_ms = milliseconds_since(start_ns);
+    return STATUS_OK;
+}
+
+/* All that needs no weights. */
+static enum status open_rest(struct executor *executor, const struct executor_config *config,
+                             const struct plan_input *input) {
+    const struct plan_rank *planned = &executor->plan.rank[executor->init.rank];
+    size_t free_bytes = executor->free_bytes;
+    compare(executor, "weights, KV and buffers",
+            planned->weight_bytes + planned->kv_bytes + planned->activation_bytes + planned->slot_bytes, &free_bytes);
     TRY(executor->kernels->stream_create(executor->device, &executor->stream));
-    TRY(open_comm(executor, config, &input));
-    TRY(open_model(executor, config, &input));
+    compare(executor, "libraries", planned->backend_bytes, &free_bytes);
+    TRY(open_comm(executor, config, input));
+    compare(executor, "communicator", planned->comm_bytes, &free_bytes);
     TRY(open_flights(executor));
     TRY(fill_padding_slot(executor));
-    if (!config->graphs) {
-        return STATUS_OK;
-    }
-    executor->graphs = graph_cache_create(executor->model, executor->stream);
-    return graph_cache_warm_up(executor->graphs, executor->flights[0].rows);
+    TRY(config->graphs ? warm_up(executor) : STATUS_OK);
+    compare(executor, "first steps", 0, &free_bytes);
+    return STATUS_OK;
+}
+
+static enum status record_graphs(struct executor *executor) {
+    uint64_t start_ns = clock_now_ns();
+    size_t free_bytes = 0;
+    size_t total_bytes;
+    TRY(executor->kernels->memory_info(executor->device, &free_bytes, &total_bytes));
+    TRY(graph_cache_record(executor->graphs));
+    compare(executor, "graphs", executor->plan.rank[executor->init.rank].graph_bytes, &free_bytes);
+    executor->times.graphs_ms += milliseconds_since(start_ns);
+    return STATUS_OK;
+}
+
+static enum status open_parts(struct executor *executor, const struct executor_config *config) {
+    struct model_config model_config;
+    struct plan_input input;
+    struct loading loading = {.executor = executor, .config = config};
+    TRY(model_config_load(config->init->model_dir, &model_config));
+    TRY(open_device(executor));
+    TRY(make_plan(executor, &model_config, &input));
+    TRY(begin_loading(&loading, &input));
+    TRY(end_loading(&loading, open_rest(executor, config, &input)));
+    return config->graphs ? record_graphs(executor) : STATUS_OK;
 }
 
 static void close_flights(struct executor *executor) {
@@ -213,17 +342,28 @@ static enum status model_executor_open(const struct executor_config *config, str
     return STATUS_OK;
 }
 
+/* What the card itself says; on the processor it would be the whole host's. */
+static void describe_card(const struct executor *executor, struct worker_ready *ready) {
+    struct kernel_card card;
+    if (kernels_card(executor->init.device, &card) == STATUS_OK) {
+        snprintf(ready->device_name, sizeof ready->device_name, "%s", card.name);
+        ready->free_bytes = card.free_bytes;
+        ready->total_bytes = card.total_bytes;
+        ready->taken_bytes = executor->free_bytes > card.free_bytes ? executor->free_bytes - card.free_bytes : 0;
+    }
+}
+
 static void model_executor_describe(const struct executor *executor, struct worker_ready *ready) {
     const struct plan_rank *used = &executor->plan.rank[executor->init.rank];
     ready->weight_bytes = used->weight_bytes;
     ready->kv_bytes = used->kv_bytes;
-    ready->other_bytes = used->activation_bytes + used->slot_bytes + used->comm_bytes;
-    struct kernel_card card;
-    const char *name = executor->kernels->name;
-    if (strcmp(name, "cuda") == 0 && kernels_card(executor->init.device, &card) == STATUS_OK) {
-        name = card.name;
+    ready->other_bytes = used->total_bytes - used->weight_bytes - used->kv_bytes;
+    ready->loaded_bytes = executor->loaded_bytes;
+    ready->times = executor->times;
+    snprintf(ready->device_name, sizeof ready->device_name, "%s", executor->kernels->name);
+    if (strcmp(executor->kernels->name, "cuda") == 0) {
+        describe_card(executor, ready);
     }
-    snprintf(ready->device_name, sizeof ready->device_name, "%s", name);
     struct comm_report report = {.serves = executor->comm_ops->name};
     if (executor->comm_ops->report != NULL) {
         executor->comm_ops->report(executor->comm, &report);

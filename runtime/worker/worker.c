@@ -246,7 +246,7 @@ static enum status load(struct worker *worker) {
 static enum status say_ready(struct worker *worker, uint64_t start_ns) {
     struct control_msg *message = message_of(worker, CONTROL_READY);
     worker->ops->describe(worker->executor, &message->body.ready);
-    message->body.ready.load_ms = (uint32_t)((clock_now_ns() - start_ns) / NS_PER_MS);
+    message->body.ready.times.all_ms = (uint32_t)((clock_now_ns() - start_ns) / NS_PER_MS);
     return send_and_free(worker, message);
 }
 

@@ -2,8 +2,11 @@
 
 #include <string.h>
 
+#include "runtime/worker/graph_cache.h"
+
 void worker_plan_input(const struct worker_init *init, const struct model_config *config,
                        const struct kernel_ops *kernels, struct kernel_device *device, struct plan_input *input) {
+    bool cards = strcmp(init->backend, "cuda") == 0;
     *input = (struct plan_input){
         .config = config,
         .world = init->world,
@@ -17,7 +20,8 @@ void worker_plan_input(const struct worker_init *init, const struct model_config
         .max_body_bytes = init->max_body_bytes,
         .n_blocks = init->limits.n_blocks,
         .memory_limit_bytes = init->memory_limit_bytes,
-        .shared_memory = strcmp(init->backend, "cuda") != 0,
+        .n_graphs = cards ? graph_cache_count(init->limits.max_rows) : 0,
+        .shared_memory = !cards,
         .kernels = kernels,
         .device = device,
     };

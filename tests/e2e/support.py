@@ -153,7 +153,7 @@ class Server:
     def __init__(self, *arguments, config="configs/cpu-x2.yaml", ready=True, pass_fds=()):
         if config is not None:
             arguments = (config, *arguments)
-        self.arguments = ["serve", *arguments, "--set", "http.port=0"]
+        self.arguments = ["serve", *arguments, "--set", "http.port=0", "--set", "tcp.port=0"]
         self.stderr = tempfile.NamedTemporaryFile("ab")
         self.process = subprocess.Popen(
             [PROGRAM, *self.arguments], stdout=subprocess.PIPE, stderr=self.stderr, stdin=subprocess.DEVNULL, text=True,
@@ -168,8 +168,10 @@ class Server:
         line = self.process.stdout.readline()
         expect(line.startswith("ready http="), f"the first line is {line!r}; it ended with {self.process.poll()}: "
                f"{self.errors()[-2000:]}")
-        self.host, _, port = line.strip().removeprefix("ready http=").rpartition(":")
+        http_address, tcp_address = (part.partition("=")[2] for part in line.split()[1:])
+        self.host, _, port = http_address.rpartition(":")
         self.port = int(port)
+        self.tcp_port = int(tcp_address.rpartition(":")[2])
         self.url = f"http://{self.host}:{self.port}"
         self.note_children()
 

@@ -20,7 +20,7 @@ def table():
 
 def number_of(count, replicas, world):
     return {"COUNT_1": 1, "COUNT_4": 4, "COUNT_REPLICAS": replicas, "COUNT_RANKS": replicas * world,
-            "COUNT_IF_GROUP": int(world > 1), "COUNT_IF_GROUPS": replicas if world > 1 else 0, "COUNT_ANY": ANY}[count]
+            "COUNT_IF_GROUP": int(world > 1), "COUNT_IF_GROUPS": replicas if world > 1 else 0, "COUNT_ANY": ANY, "COUNT_OF_DRIVER": 0}[count]
 
 
 def allowed(holder, replicas, world):

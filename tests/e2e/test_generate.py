@@ -1,8 +1,10 @@
 """`tandem generate`: JSON lines in, JSON lines out, without a listener."""
 
 import json
+import os
 import signal
 import subprocess
+import tempfile
 import time
 
 from support import MODEL, PROGRAM, ROOT, Server, answer_of, children, expect, expect_equal, is_alive, kill, main, run
@@ -185,6 +187,50 @@ def a_reader_that_goes_away_ends_it():
     expect_equal(process.wait(20), 1, f"exit code ({errors})")
     expect("standard output" in errors, errors)
     process.stderr.close()
+
+
+def write_shape(directory, **changes):
+    """A small model that is nothing but its configuration, with more ids than the tokenizer knows."""
+    config = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 96, "intermediate_size": 200,
+              "num_hidden_layers": 3, "num_attention_heads": 12, "num_key_value_heads": 4, "vocab_size": 1500,
+              "max_position_embeddings": 512, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "hidden_act": "silu",
+              "tie_word_embeddings": False, "torch_dtype": "bfloat16", "eos_token_id": 1499, **changes}
+    with open(os.path.join(directory, "config.json"), "w") as file:
+        json.dump(config, file)
+
+
+@test(seconds=120)
+def a_bare_configuration_is_served_with_random_weights_the_same_in_every_world():
+    prompts = [{"prompt_ids": [(7 * i + j * j) % 1499 for j in range(20 + i)], "max_tokens": 24, "temperature": 0,
+                "ignore_eos": True} for i in range(4)]
+    with tempfile.TemporaryDirectory() as directory:
+        write_shape(directory)
+        dummy = ["--model", directory, "--set", "load_format=dummy", "--set", "memory_limit_gib=0.25"]
+        code, _, errors = generate(prompts, *dummy)
+        expect(code == 1 and "tokenizer: there is no readable" in errors, f"{code} {errors}")
+        dummy += ["--set", f"tokenizer={MODEL}"]
+        code, _, errors = generate(prompts, *dummy[:2], *dummy[4:])
+        expect(code == 1 and "load_format dummy" in errors, f"{code} {errors}")
+        worlds = []
+        for tp in ("1", "2", "4"):
+            code, answers, errors = generate(prompts, *dummy, "--tp", tp, "--dtype", "float32")
+            expect_equal(code, 0, f"exit code at tp {tp} ({errors})")
+            worlds.append([answer["ids"] for answer in answers])
+        expect_equal(worlds[1:], [worlds[0]] * 2, "ids at tp 2 and 4")
+        expect(all(len(set(ids)) > 12 for ids in worlds[0]), f"ids {worlds[0]}")
+        expect(any(i >= 512 for ids in worlds[0] for i in ids), "no id beyond the tokenizer's was said")
+        for dtype in ("bfloat16", "float16"):
+            code, answers, errors = generate(prompts, *dummy, "--tp", "2", "--dtype", dtype)
+            expect_equal((code, [len(answer["ids"]) for answer in answers]), (0, [24] * 4), f"{dtype} ({errors})")
+        server = Server(*dummy, "--tp", "2", config=None)
+        expect("random weights" in server.errors() and MODEL in server.errors(), server.errors())
+        for prompt in ([3, 1498, 1000], "12 * 34 = ?"):
+            status, _, text = server.request("POST", "/v1/completions", {
+                "prompt": prompt, "max_tokens": 8, "ignore_eos": True, "logprobs": 2})
+            expect_equal((status, json.loads(text)["usage"]["completion_tokens"]), (200, 8), f"answer {text[:300]}")
+        status, _, text = server.request("POST", "/v1/completions", {"prompt": [1500], "max_tokens": 8})
+        expect_equal(status, 400, f"status for an id beyond the model's ({text[:200]})")
+        server.stop()
 
 
 if __name__ == "__main__":

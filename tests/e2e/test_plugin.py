@@ -34,6 +34,7 @@ def impossible_cards_are_refused():
     for arguments, part in ((["devices=[9]"], "--set devices: needs 1 card, but there is no card 9"),
                             (["devices=[3]"], "has no code for card 3"),
                             (["devices=[0, 1]"], "names 2 devices, but tp 1 x replicas 1 needs 1"),
+                            (["devices=[2, 1]", "tp=2"], "cannot mix Test Card 2 (sm_90) with Test Card 1 (sm_70)"),
                             (["devices=[1]", "dtype=bfloat16"], "--set dtype: Test Card 1 (sm_70) does not compute"),
                             (["memory_limit_gib=0.001"], "raise memory_limit_gib")):
         flags = [flag for argument in arguments for flag in ("--set", argument)]
@@ -47,7 +48,8 @@ def impossible_cards_are_refused():
 def a_card_gives_the_cpus_answers():
     use(PLUGIN)
     server = Server(*CARD[1:], "--set", "devices=[2]", config=CARD[0])
-    expect("1 x cuda\n" in server.errors() and "(Test Card 2)" in server.errors(), server.errors())
+    for part in ("1 x cuda\n", "(Test Card 2)", "plan of the rank", "the card counts", " s: plan ", "GB/s a rank"):
+        expect(part in server.errors(), f"{part}: {server.errors()}")
     expect_equal(answer_of(server.chat("What is 407 - 1295?")["message"]["content"]), "-888", "the answer")
     server.stop()
 

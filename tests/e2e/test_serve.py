@@ -185,7 +185,7 @@ def a_port_in_use_is_named():
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        code, out, errors = run("serve", "configs/cpu-x2.yaml", "--set", f"http.port={port}")
+        code, out, errors = run("serve", "configs/cpu-x2.yaml", "--set", f"http.port={port}", "--set", "tcp.port=0")
     expect_equal((code, out), (1, ""), f"exit code and output ({errors})")
     expect(f"http.port: port {port} of 127.0.0.1 is in use" in errors, errors)
 
@@ -243,7 +243,7 @@ def models_that_cannot_be_served_end_the_start_with_their_cause():
     for change, part in cases:
         folder, directory = broken_model(change)
         with folder:
-            code, out, errors = run("serve", "--model", directory, "--tp", "2", "--set", "http.port=0", "--set",
+            code, out, errors = run("serve", "--model", directory, "--tp", "2", "--set", "http.port=0", "--set", "tcp.port=0", "--set",
                                     "memory_limit_gib=0.25")
         expect_equal((code, out), (1, ""), f"{change.__name__}: exit code and output ({errors})")
         expect(part in errors, f"{change.__name__}: {part!r} is not named:\n{errors}")

@@ -21,6 +21,7 @@ static void check_texts(const struct control_msg *message) {
         ENDED(message->body.worker.backend);
         ENDED(message->body.frontend.served_model_name);
         ENDED(message->body.frontend.api_key_file);
+        ENDED(message->body.frontend.tokenizer_dir);
     } else if (message->type == CONTROL_READY || message->type == CONTROL_GROUP_UP) {
         ENDED(message->body.ready.device_name);
         ENDED(message->body.ready.comm_name);

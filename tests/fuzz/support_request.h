@@ -22,7 +22,7 @@ static inline const struct request_context *fuzz_context(void) {
         char dir[1024]; /* beside this file, so that the program can be started anywhere */
         snprintf(dir, sizeof dir, "%.*s../../configs/models/tandem-r1-tiny",
                  (int)(strrchr(__FILE__, '/') + 1 - __FILE__), __FILE__);
-        CHECK(request_context_load(dir, NULL, FUZZ_MAX_LEN, 512, &context) == STATUS_OK, "%s", status_text());
+        CHECK(request_context_load(dir, dir, NULL, FUZZ_MAX_LEN, 496, &context) == STATUS_OK, "%s", status_text());
     }
     return context;
 }

@@ -122,7 +122,8 @@ void case_rmsnorm(struct rig *rig, const struct op_case *c) {
 
 void case_gemm(struct rig *rig, const struct op_case *c) {
     uint64_t seed = 3;
-    size_t x_stride = c->inner + 5; /* rows lie apart, with poison between */
+    /* Rows lie apart, with poison between; where a row's length keeps its end aligned, so does its stride. */
+    size_t x_stride = c->inner + (c->inner % 8 == 0 ? 8 : 5);
     size_t out_stride = c->columns + 3;
     float *x = random_values(&seed, c->rows * x_stride, c->x, 1.0f);
     for (size_t i = 0; i < c->rows * x_stride; i++) {
@@ -249,4 +250,35 @@ void case_copy_2d(struct rig *rig, const struct op_case *c) {
     }
     free(src);
     free(dst);
+}
+
+void case_random(struct rig *rig, const struct op_case *c) {
+    size_t n = (size_t)c->rows * c->columns;
+    struct op_random args = {
+        .out = rig_alloc(rig, n * dtype_bytes(c->y)),
+        .dtype = c->y,
+        .n_rows = c->rows,
+        .n_columns = c->columns,
+        .key = 0xfedcba9876543210ull,
+        .first = 5,
+        .row_step = c->columns + 3, /* a part of wider rows */
+        .centre = 1.0f,
+        .scale = 0.1f,
+    };
+    EXPECT_OK(rig->ops->random(rig->stream, &args));
+    float *out = download_values(rig, args.out, n, c->y);
+    uint64_t state = args.key; /* the sequence of splitmix64 is walked from its beginning */
+    uint64_t next = 0;
+    for (size_t i = 0; i < n; i++) {
+        uint64_t number = args.first + i / c->columns * args.row_step + i % c->columns;
+        uint64_t draw = 0;
+        for (; next <= number; next++) {
+            draw = rng_next(&state);
+        }
+        double unit = (double)(draw >> 40) * 0x1p-23 - 1.0;
+        double expected = (double)args.centre + (double)args.scale * unit;
+        /* One rounding of the product and one of the sum, then one to the format. */
+        expect_close("random", &out[i], &expected, 1, dtype_epsilon(c->y) + 2 * 0x1p-24, 0.0);
+    }
+    free(out);
 }

@@ -41,6 +41,7 @@ void case_gemm(struct rig *rig, const struct op_case *op_case);
 void case_swiglu(struct rig *rig, const struct op_case *op_case);
 void case_gather_rows(struct rig *rig, const struct op_case *op_case);
 void case_copy_2d(struct rig *rig, const struct op_case *op_case);
+void case_random(struct rig *rig, const struct op_case *op_case);
 void case_rope_kv(struct rig *rig, const struct op_case *op_case);
 void case_attention(struct rig *rig, const struct op_case *op_case);
 void case_argmax(struct rig *rig, const struct op_case *op_case);

@@ -46,6 +46,10 @@ TEST(copy_2d_matches_the_reference) {
     run_cases("copy_2d", 2, NULL);
 }
 
+TEST(random_matches_the_reference) {
+    run_cases("random", 2, NULL);
+}
+
 TEST(rope_kv_matches_the_reference) {
     run_cases("rope_kv", 2, NULL);
 }

@@ -52,7 +52,7 @@ TEST(cards_are_shown_one_by_one) {
     EXPECT(strstr(status_text(), "has no code for card 3") != NULL);
     EXPECT(plugin_in_use() == NULL);
     EXPECT(kernels_find_for("cuda", 2) != NULL);
-    EXPECT_TEXT(plugin_in_use()->comm->name, "nccl");
+    EXPECT_TEXT(plugin_in_use()->comms[0]->name, "nccl");
 }
 
 TEST(ops_run_and_failures_keep_their_text) {

@@ -7,6 +7,12 @@
 #include "runtime/base/alloc.h"
 #include "tests/harness/test.h"
 
+static enum status call(enum status (*function)(void *argument), void *argument, size_t bytes, uint32_t timeout_s) {
+    struct child_call call;
+    TRY(child_call_start(function, argument, bytes, &call));
+    return child_call_finish(&call, timeout_s);
+}
+
 struct sum {
     int a, b, sum;
     pid_t pid;
@@ -24,7 +30,7 @@ static enum status add(void *argument) {
 
 TEST(the_result_comes_back_and_nothing_else) {
     struct sum sum = {.a = 3, .b = 4};
-    EXPECT_OK(child_call(add, &sum, sizeof sum, 20));
+    EXPECT_OK(call(add, &sum, sizeof sum, 20));
     EXPECT_EQ(sum.sum, 7);
     EXPECT(sum.pid != getpid());
     EXPECT_EQ(touched, 0);
@@ -38,7 +44,7 @@ static enum status fill_large(void *argument) {
 
 TEST(a_result_may_be_larger_than_a_pipe) {
     char *large = xcalloc(1, 1 << 20);
-    EXPECT_OK(child_call(fill_large, large, 1 << 20, 20));
+    EXPECT_OK(call(fill_large, large, 1 << 20, 20));
     EXPECT_EQ(large[0], 0x5a);
     EXPECT_EQ(large[(1 << 20) - 1], 0x5a);
     free(large);
@@ -51,7 +57,7 @@ static enum status refuse(void *argument) {
 
 TEST(a_failure_brings_its_text) {
     int value = 1;
-    EXPECT_FAILS(child_call(refuse, &value, sizeof value, 20), STATUS_LIMIT, "7 is too many");
+    EXPECT_FAILS(call(refuse, &value, sizeof value, 20), STATUS_LIMIT, "7 is too many");
     EXPECT_EQ(value, 5);
 }
 
@@ -73,10 +79,10 @@ static enum status leave(void *argument) {
 
 TEST(a_child_that_gives_no_answer_is_told_of) {
     int value = SIGKILL;
-    EXPECT_FAILS(child_call(die, &value, sizeof value, 20), STATUS_INTERNAL, "was killed by signal 9");
+    EXPECT_FAILS(call(die, &value, sizeof value, 20), STATUS_INTERNAL, "was killed by signal 9");
     value = 3;
-    EXPECT_FAILS(child_call(leave, &value, sizeof value, 20), STATUS_INTERNAL, "exited with code 3 and no answer");
-    EXPECT_FAILS(child_call(hang, &value, sizeof value, 1), STATUS_TIMEOUT, "gave no answer within 1 s");
+    EXPECT_FAILS(call(leave, &value, sizeof value, 20), STATUS_INTERNAL, "exited with code 3 and no answer");
+    EXPECT_FAILS(call(hang, &value, sizeof value, 1), STATUS_TIMEOUT, "gave no answer within 1 s");
     EXPECT_EQ(value, 3);
     EXPECT_EQ(waitpid(-1, NULL, WNOHANG), -1);
 }

@@ -90,7 +90,7 @@ TEST(unknown_keys_name_place_and_nearest) {
     expect_refused("prefix_cache: true\n", "f.yaml:1:1: prefix_cache: unknown key; did you mean engine.prefix_cache?");
     expect_refused("http:\n  tp: 2\n", "f.yaml:2:3: http.tp: unknown key; did you mean tp?");
     expect_refused("zzzzzz: 1\n", "f.yaml:1:1: zzzzzz: unknown key; 'tandem config --help' lists them");
-    expect_refused("tcp:\n  port: 1\n", "f.yaml:1:1: tcp: unknown key");
+    expect_refused("tcq:\n  port: 1\n", "f.yaml:1:1: tcq: unknown key");
     expect_refused("http.port: 1\n", "f.yaml:1:1: http.port: unknown key");
 }
 

@@ -18,31 +18,28 @@
 /* ---- listeners */
 
 TEST(listeners_are_named_as_clients_write_them) {
-    int fd;
-    char name[LISTENER_NAME_MAX];
-    EXPECT_OK(listener_bind("127.0.0.1", 0, &fd, name));
-    EXPECT(strncmp(name, "127.0.0.1:", 10) == 0 && strtol(name + 10, NULL, 10) > 0);
-    EXPECT(listen(fd, 1) == 0);
-    EXPECT((fcntl(fd, F_GETFD) & FD_CLOEXEC) != 0);
+    struct listener first;
+    EXPECT_OK(listener_bind("http", "127.0.0.1", 0, &first));
+    EXPECT(strncmp(first.address, "127.0.0.1:", 10) == 0 && strtol(first.address + 10, NULL, 10) > 0);
+    EXPECT(listen(first.fd, 1) == 0);
+    EXPECT((fcntl(first.fd, F_GETFD) & FD_CLOEXEC) != 0);
 
-    int second;
-    char other[LISTENER_NAME_MAX];
-    EXPECT_FAILS(listener_bind("localhost", (uint32_t)strtol(name + 10, NULL, 10), &second, other), STATUS_IO,
-                 "is in use by another program");
-    close(fd);
-    EXPECT_FAILS(listener_bind("192.0.2.1", 0, &fd, name), STATUS_IO,
+    struct listener second;
+    uint32_t port = (uint32_t)strtol(first.address + 10, NULL, 10);
+    EXPECT_FAILS(listener_bind("tcp", "localhost", port, &second), STATUS_IO, "is in use by another program");
+    close(first.fd);
+    EXPECT_FAILS(listener_bind("http", "192.0.2.1", 0, &second), STATUS_IO,
                  "http.host: 192.0.2.1 is no address of this host");
-    EXPECT_FAILS(listener_bind("example.org", 0, &fd, name), STATUS_INVALID, "is no address");
+    EXPECT_FAILS(listener_bind("tcp", "example.org", 0, &second), STATUS_INVALID, "tcp.host: \"example.org\" is no");
 }
 
 TEST(an_ipv6_listener_has_brackets) {
-    int fd;
-    char name[LISTENER_NAME_MAX];
-    if (listener_bind("::1", 0, &fd, name) != STATUS_OK) {
+    struct listener listener;
+    if (listener_bind("http", "::1", 0, &listener) != STATUS_OK) {
         test_skip("this host has no IPv6");
     }
-    EXPECT(strncmp(name, "[::1]:", 6) == 0);
-    close(fd);
+    EXPECT(strncmp(listener.address, "[::1]:", 6) == 0);
+    close(listener.fd);
 }
 
 /* ---- lines */
@@ -152,17 +149,20 @@ TEST(an_audit_finds_what_is_too_many_and_too_few) {
     EXPECT_OK(memfd_make("tandem-comm", 4096, &shared));
     int event = eventfd(0, 0);
     struct buf found = {0};
-    EXPECT_OK(descriptors_audit(getpid(), HELD_BY_WORKER, 1, 2, &found));
+    EXPECT_OK(descriptors_audit(getpid(), HELD_BY_WORKER, 1, 2, false, &found));
     EXPECT_TEXT(buf_cstr(&found), "");
     int zero = open("/dev/zero", O_RDONLY);
     int more = eventfd(0, 0);
-    EXPECT_OK(descriptors_audit(getpid(), HELD_BY_WORKER, 1, 2, &found));
+    EXPECT_OK(descriptors_audit(getpid(), HELD_BY_WORKER, 1, 2, false, &found));
     EXPECT_TEXT(buf_cstr(&found), "/dev/zero: 1 instead of 0; anon_inode:[eventfd]: 2 instead of 1");
+    found.size = 0; /* a card's driver may hold events, but not everything */
+    EXPECT_OK(descriptors_audit(getpid(), HELD_BY_WORKER, 1, 2, true, &found));
+    EXPECT_TEXT(buf_cstr(&found), "/dev/zero: 1 instead of 0");
     close(zero);
     close(more);
     close(ring);
     found.size = 0;
-    EXPECT_OK(descriptors_audit(getpid(), HELD_BY_WORKER, 1, 1, &found));
+    EXPECT_OK(descriptors_audit(getpid(), HELD_BY_WORKER, 1, 1, false, &found));
     EXPECT_TEXT(buf_cstr(&found), "/memfd:tandem-ring: 0 instead of 1; /memfd:tandem-comm: 1 instead of 0");
     buf_free(&found);
     close(event);

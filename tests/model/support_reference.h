@@ -26,8 +26,8 @@ struct reference_prompt {
     float *gaps;
     uint32_t n_kept;
     struct reference_logits kept[REFERENCE_MAX_KEPT];
-    double bf16_max_abs; /* of transformers' own bfloat16 run, at the kept positions */
-    double bf16_kl_max;
+    double bf16_max_abs; /* of transformers' own bfloat16 run, at all generated positions */
+    double bf16_kl_mean; /* ... at the kept positions */
 };
 
 struct reference {

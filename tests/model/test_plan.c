@@ -94,7 +94,47 @@ TEST(without_a_limit_a_host_keeps_room_for_others) {
     EXPECT(plan.rank[0].kv_bytes + plan.rank[0].kv_block_bytes > 8 * GIB);
     input.shared_memory = false; /* a card of its own: all of it but a tenth */
     EXPECT_OK(plan_make(&input, &plan));
-    EXPECT(plan.rank[0].kv_bytes > 40 * GIB && plan.rank[0].total_bytes <= 64 * GIB / 10 * 9);
+    EXPECT(plan.rank[0].kv_bytes > 40 * GIB && plan.rank[0].total_bytes <= 64 * GIB / 20 * 19);
+}
+
+static size_t some_stream_bytes(struct kernel_device *device) {
+    (void)device;
+    return 100 * MIB;
+}
+
+static size_t some_graph_bytes(struct kernel_device *device, uint32_t n_ops) {
+    (void)device;
+    return n_ops * 8192ull;
+}
+
+/* A limit holds for all that a process has on its card, what it takes before its first allocation included. */
+TEST(a_card_counts_graphs_libraries_and_the_context) {
+    struct kernel_ops kernels = *kernels_find("cpu");
+    kernels.stream_bytes = some_stream_bytes;
+    kernels.graph_bytes = some_graph_bytes;
+    struct plan_input input = input_for(1);
+    struct plan plain;
+    struct plan plan;
+    input.shared_memory = false;
+    input.free_bytes = 79 * GIB;
+    input.memory_limit_bytes = 40 * GIB;
+    EXPECT_OK(plan_make(&input, &plain));
+    input.kernels = &kernels;
+    input.n_graphs = 70;
+    input.context_bytes = 500 * MIB;
+    EXPECT_OK(plan_make(&input, &plan));
+    const struct plan_rank *rank = &plan.rank[0];
+    EXPECT_EQ(rank->backend_bytes, 100 * MIB);
+    EXPECT(rank->graph_bytes > 70 * 28 * 8 * 8192ull && rank->graph_bytes < 70 * 28 * 16 * 8192ull);
+    EXPECT_EQ(rank->total_bytes, rank->weight_bytes + rank->kv_bytes + rank->activation_bytes + rank->slot_bytes +
+                                     rank->comm_bytes + rank->graph_bytes + rank->backend_bytes);
+    EXPECT(rank->total_bytes + 500 * MIB <= 40 * GIB);
+    EXPECT(rank->total_bytes + 500 * MIB + rank->kv_block_bytes > 40 * GIB);
+    EXPECT(plan.n_blocks < plain.n_blocks);
+    input.memory_limit_bytes = 80 * GIB;
+    EXPECT_FAILS(plan_make(&input, &plan), STATUS_LIMIT, "memory_limit_gib is 80.00");
+    input.memory_limit_bytes = 79 * GIB + 500 * MIB;
+    EXPECT_OK(plan_make(&input, &plan));
 }
 
 /* The worker plans with the blocks that it is told, and comes to the same numbers. */

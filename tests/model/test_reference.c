@@ -12,6 +12,7 @@
 #include "tests/model/support_reference.h"
 
 /* Greedy ids may differ where the reference's two best logits lie within this. */
+#define MAX_WORLDS 5
 #define NEAR_TIE 1e-4f
 enum { MAX_IDS = 256 };
 
@@ -25,7 +26,7 @@ static void generate(struct group_rank *rank) {
 
 /* Returns how many ids are equal, up to the first near tie that went the other way; fails on any other difference. */
 static uint32_t check_greedy(const struct reference *reference, const struct group_options *options,
-                             const struct reference_prompt *prompt) {
+                             const struct reference_prompt *prompt, float near_tie) {
     struct group_options run = *options;
     run.argument = prompt;
     EXPECT(prompt->n_greedy <= MAX_IDS);
@@ -35,7 +36,7 @@ static uint32_t check_greedy(const struct reference *reference, const struct gro
     }
     for (uint32_t i = 0; i < prompt->n_greedy; i++) {
         if (ids[i] != prompt->greedy[i]) {
-            if (prompt->gaps[i] < NEAR_TIE) {
+            if (prompt->gaps[i] < near_tie) {
                 return i;
             }
             test_fail(__FILE__, __LINE__, "%s, world %u, prompt of %u: id %u is %u instead of %u (gap %g)",
@@ -72,14 +73,15 @@ static void force(struct group_rank *rank) {
     }
 }
 
+/* From the reference's logits: the largest difference, and over the kept positions the mean and largest KL. */
 struct distance {
-    double max_abs, kl;
+    double max_abs, kl_mean, kl_max;
 };
 
 static struct distance measure(const struct reference *reference, const struct group_options *options,
                                const struct reference_prompt *prompt) {
     struct group_options run = *options;
-    struct distance most = {0, 0};
+    struct distance found = {0};
     run.argument = prompt;
     const float *rows = group_run(&run, (size_t)prompt->n_kept * reference->vocab_size * sizeof *rows, force);
     for (uint32_t k = 0; k < prompt->n_kept; k++) {
@@ -87,17 +89,24 @@ static struct distance measure(const struct reference *reference, const struct g
         double kl;
         reference_compare(&prompt->kept[k], rows + (size_t)k * reference->vocab_size, reference->vocab_size, &max_abs,
                           &kl);
-        most.max_abs = fmax(most.max_abs, max_abs);
-        most.kl = fmax(most.kl, kl);
+        found.max_abs = fmax(found.max_abs, max_abs);
+        found.kl_max = fmax(found.kl_max, kl);
+        found.kl_mean += kl / prompt->n_kept;
     }
-    return most;
+    return found;
 }
 
-/* The bar in float32 is rounding; in bfloat16 it is the distance of transformers' own bfloat16 run. */
+/* The bar in float32 is rounding; in bfloat16 it is the distance of transformers' own bfloat16 run. One position says
+ * little about rounding, which falls now here and now there: so the mean KL over the kept positions of all prompts is
+ * held against theirs, and the largest difference against their largest at all generated positions of the prompt. */
 static void check_model(const struct reference *reference, const char *dir, const uint32_t *worlds, uint32_t n_worlds,
                         uint32_t n_prompts) {
+    double kl[MAX_WORLDS] = {0};
+    EXPECT(n_worlds <= MAX_WORLDS);
+    double kl_bar = 0;
     for (uint32_t p = 0; p < n_prompts && p < reference->n_prompts; p++) {
         const struct reference_prompt *prompt = &reference->prompts[p];
+        kl_bar += prompt->bf16_kl_mean * prompt->n_kept;
         printf("  %s, prompt of %u:", reference->name, prompt->n_ids);
         for (uint32_t w = 0; w < n_worlds && worlds[w] <= test_max_world(); w++) {
             struct group_options options = {.dir = dir,
@@ -107,20 +116,25 @@ static void check_model(const struct reference *reference, const char *dir, cons
                                             .world = worlds[w],
                                             .max_rows = 1,
                                             .max_len = prompt->n_ids + prompt->n_greedy};
-            printf(" TP%u %u/%u ids", worlds[w], check_greedy(reference, &options, prompt), prompt->n_greedy);
+            printf(" TP%u %u/%u ids", worlds[w], check_greedy(reference, &options, prompt, NEAR_TIE), prompt->n_greedy);
             if (prompt->n_kept > 0) {
                 struct distance exact = measure(reference, &options, prompt);
                 options.dtype = DTYPE_BF16;
                 struct distance half = measure(reference, &options, prompt);
-                printf(", fp32 %.2g (KL %.2g), bf16 %.3g (KL %.2g);", exact.max_abs, exact.kl, half.max_abs, half.kl);
-                EXPECT(exact.max_abs < 1e-3 && fabs(exact.kl) < 1e-6);
-                EXPECT(half.max_abs <= prompt->bf16_max_abs && half.kl <= prompt->bf16_kl_max + 1e-9);
+                printf(", fp32 %.2g (KL %.2g), bf16 %.3g (KL %.2g);", exact.max_abs, exact.kl_max, half.max_abs,
+                       half.kl_mean);
+                EXPECT(exact.max_abs < 1e-3 && fabs(exact.kl_max) < 1e-6);
+                EXPECT(half.max_abs <= prompt->bf16_max_abs);
+                kl[w] += half.kl_mean * prompt->n_kept;
             }
         }
         if (prompt->n_kept > 0) {
-            printf(" transformers' bf16 %.3g (KL %.2g)", prompt->bf16_max_abs, prompt->bf16_kl_max);
+            printf(" transformers' bf16 %.3g (KL %.2g)", prompt->bf16_max_abs, prompt->bf16_kl_mean);
         }
         printf("\n");
+    }
+    for (uint32_t w = 0; w < n_worlds && worlds[w] <= test_max_world(); w++) {
+        EXPECT(kl[w] <= kl_bar + 1e-9);
     }
 }
 
@@ -165,6 +179,43 @@ RANDOM_TEST(llama3_tied, "llama3-tied")
 RANDOM_TEST(llama_linear, "llama-linear")
 RANDOM_TEST(llama_headdim, "llama-headdim")
 RANDOM_TEST(llama_kv3, "llama-kv3")
+
+/* Sums that float16 cannot hold must not be held in it: both 16-bit formats answer alike, but for ids that
+ * transformers' own bfloat16 run leaves open, and float16, which rounds less, is nearer to float32 than that run. */
+TEST_TIMEOUT(overflow_of_float16, 120) {
+    static const enum dtype formats[] = {DTYPE_BF16, DTYPE_F16};
+    static struct reference reference; /* what it points to stays reachable */
+    if (!reference_read("qwen2-overflow", &reference)) {
+        test_fail(__FILE__, __LINE__, "tests/data/reference/qwen2-overflow.json is missing");
+    }
+    const char *dir = make_random_dir(&reference);
+    for (uint32_t p = 0; p < reference.n_prompts; p++) {
+        const struct reference_prompt *prompt = &reference.prompts[p];
+        for (uint32_t i = 0; i < 4; i++) {
+            struct group_options options = {.dir = dir,
+                                            .backend = test_backend(),
+                                            .graphs = strcmp(test_backend(), "cpu") != 0,
+                                            .dtype = formats[i % 2],
+                                            .world = 1 + i / 2,
+                                            .max_rows = 1,
+                                            .max_len = prompt->n_ids + prompt->n_greedy};
+            if (options.world > test_max_world()) {
+                break;
+            }
+            uint32_t equal = check_greedy(&reference, &options, prompt, (float)prompt->bf16_max_abs);
+            printf("  prompt of %u, TP%u, %s: %u/%u ids", prompt->n_ids, options.world, dtype_name(options.dtype),
+                   equal, prompt->n_greedy);
+            if (prompt->n_kept > 0) {
+                struct distance distance = measure(&reference, &options, prompt);
+                printf(", %.3g (KL %.2g); transformers' bf16 %.3g (KL %.2g)", distance.max_abs, distance.kl_mean,
+                       prompt->bf16_max_abs, prompt->bf16_kl_mean);
+                EXPECT(options.dtype != DTYPE_F16 ||
+                       (distance.max_abs <= prompt->bf16_max_abs && distance.kl_mean <= prompt->bf16_kl_mean));
+            }
+            printf("\n");
+        }
+    }
+}
 
 static void check_present(const char *name, const char *dir, const uint32_t *worlds, uint32_t n_worlds,
                           uint32_t n_prompts) {
@@ -239,8 +290,8 @@ TEST_TIMEOUT(stories260k_in_float64, 60) {
                                         .dtype = DTYPE_F32,
                                         .world = world,
                                         .max_rows = 1};
-        EXPECT_EQ(check_greedy(&reference, &options, &prompt), prompt.n_greedy);
+        EXPECT_EQ(check_greedy(&reference, &options, &prompt, NEAR_TIE), prompt.n_greedy);
         struct distance distance = measure(&reference, &options, &prompt);
-        EXPECT(distance.max_abs < 1e-4 && fabs(distance.kl) < 1e-6);
+        EXPECT(distance.max_abs < 1e-4 && fabs(distance.kl_max) < 1e-6);
     }
 }

@@ -22,6 +22,8 @@
     "\"vocab_size\":32,\"max_position_embeddings\":64,\"rms_norm_eps\":1e-6,\"rope_theta\":10000.0,"                   \
     "\"hidden_act\":\"silu\",\"tie_word_embeddings\":true,\"torch_dtype\":\"float32\"}"
 
+static atomic_bool cancelled;
+
 struct loaded {
     struct model_config config;
     struct shard_model shard;
@@ -61,6 +63,7 @@ static enum status load(struct loaded *loaded, const char *dir, enum dtype dtype
                                 .kernels = loaded->kernels,
                                 .device = loaded->device,
                                 .threads = 3,
+                                .cancelled = &cancelled,
                                 .progress = note,
                                 .context = loaded};
     struct checkpoint *checkpoint = NULL;
@@ -237,6 +240,15 @@ TEST(values_beyond_float16_are_refused) {
     EXPECT_OK(try_load(dir, DTYPE_F32, 0, 1));
 }
 
+TEST(a_load_that_is_not_wanted_any_more_ends) {
+    const char *dir = make_model_dir(QWEN);
+    write_checkpoint(dir, DTYPE_BF16, NULL);
+    EXPECT_OK(try_load(dir, DTYPE_BF16, 0, 1));
+    atomic_store(&cancelled, true);
+    EXPECT_FAILS(try_load(dir, DTYPE_BF16, 0, 1), STATUS_CLOSED, "not wanted any more");
+    atomic_store(&cancelled, false);
+}
+
 TEST(made_up_weights_are_the_same_in_every_world) {
     const char *dir = make_model_dir(QWEN);
     struct loaded whole;
@@ -292,7 +304,8 @@ TEST_TIMEOUT(rope_is_that_of_transformers, 60) {
         unsigned position;
         unsigned i;
         unsigned bits[2];
-        rope_fill(&config, POSITIONS, table);
+        rope_fill(&config, 0, POSITIONS / 3, table); /* in two pieces */
+        rope_fill(&config, POSITIONS / 3, POSITIONS - POSITIONS / 3, table + (size_t)(POSITIONS / 3) * config.head_dim);
         while (fscanf(file, "%u %u %x %x", &position, &i, &bits[0], &bits[1]) == 4) {
             const float *row = table + (size_t)position * config.head_dim;
             for (uint32_t half = 0; half < 2; half++) {

@@ -4,7 +4,7 @@
 
 struct request_context *context_load(void) {
     struct request_context *context;
-    EXPECT_OK(request_context_load(MODEL_DIR, NULL, MAX_LEN, 512, &context));
+    EXPECT_OK(request_context_load(MODEL_DIR, MODEL_DIR, NULL, MAX_LEN, N_IDS, &context));
     return context;
 }
 

@@ -7,6 +7,7 @@
 #define MODEL_DIR TANDEM_SOURCE_DIR "/configs/models/tandem-r1-tiny"
 #define MODEL "tandem-r1-tiny"
 #define MAX_LEN 4096
+#define N_IDS 496 /* that the tokenizer knows */
 
 struct request_context *context_load(void);
 

@@ -304,13 +304,14 @@ TEST(a_model_without_a_template_takes_no_chat) {
 
 TEST(the_name_is_the_directory_or_as_served) {
     struct request_context *context;
-    EXPECT_OK(request_context_load(MODEL_DIR "/", "", MAX_LEN, 512, &context));
+    EXPECT_OK(request_context_load(MODEL_DIR "/", MODEL_DIR, "", MAX_LEN, N_IDS, &context));
     EXPECT_TEXT(context->model, MODEL);
     request_context_free(context);
-    EXPECT_OK(request_context_load(MODEL_DIR, "r1", MAX_LEN, 512, &context));
+    EXPECT_OK(request_context_load(MODEL_DIR, MODEL_DIR, "r1", MAX_LEN, N_IDS, &context));
     EXPECT_TEXT(context->model, "r1");
-    EXPECT_EQ(context->vocab_size, 496); /* what the tokenizer knows of the model's 512 */
+    EXPECT_EQ(context->vocab_size, N_IDS);
     EXPECT(context->adds_bos);
     request_context_free(context);
-    EXPECT_FAILS(request_context_load("/nonexistent", NULL, MAX_LEN, 512, &context), STATUS_NOT_FOUND, "/nonexistent");
+    EXPECT_FAILS(request_context_load(MODEL_DIR, "/nonexistent", NULL, MAX_LEN, N_IDS, &context), STATUS_NOT_FOUND,
+                 "/nonexistent");
 }

@@ -18,6 +18,7 @@
 #include "runtime/base/clock.h"
 #include "runtime/base/log.h"
 #include "runtime/journal/journal.h"
+#include "runtime/journal/once.h"
 #include "tests/harness/test.h"
 
 #define WAIT_S 15
@@ -26,6 +27,7 @@
 struct rig_options rig_options(void) {
     return (struct rig_options){.limits = server_limits_default(),
                                 .answer = "Well.\n</think>\n\nThe sum is 42.",
+                                .tsp = tsp_limits_default(),
                                 .max_rows = 16,
                                 .queue_max = 64,
                                 .n_replicas = 1,
@@ -33,7 +35,7 @@ struct rig_options rig_options(void) {
 }
 
 static struct frontend_init make_init(const struct rig_options *options) {
-    struct frontend_init init = {.n_replicas = options->n_replicas, .world = 1, .prefix_cache = 1};
+    struct frontend_init init = {.n_replicas = options->n_replicas, .world = 1, .prefix_cache = 1, .tsp = options->tsp};
     init.queue_max = options->queue_max;
     init.drain_timeout_ms = 1000;
     init.limits = (struct step_limits){.max_rows = options->max_rows,
@@ -46,7 +48,9 @@ static struct frontend_init make_init(const struct rig_options *options) {
                                        .max_ids = options->max_len > 2048 ? options->max_len : 2048};
     init.max_body_bytes = step_body_max_bytes(&init.limits);
     init.journal_bytes = journal_bytes(frontend_journal_slots(&init.limits, init.queue_max), POOL_BYTES);
+    init.n_valid_ids = 496; /* of the tokenizer */
     snprintf(init.model_dir, sizeof init.model_dir, "%s", RIG_MODEL_DIR);
+    snprintf(init.tokenizer_dir, sizeof init.tokenizer_dir, "%s", RIG_MODEL_DIR);
     if (options->api_key_file != NULL) {
         snprintf(init.api_key_file, sizeof init.api_key_file, "%s", options->api_key_file);
     }
@@ -82,24 +86,22 @@ void rig_send(struct rig *rig, enum control_type type, uint64_t value) {
     EXPECT_OK(control_send(rig->control, &message, NULL, 0));
 }
 
-static void send_init(struct rig *rig) {
-    int fds[1 + RIG_MAX_REPLICAS];
-    fds[0] = listen_anywhere(&rig->port);
+static void make_fds(struct rig *rig) {
+    rig->fds[FRONTEND_HTTP] = listen_anywhere(&rig->port);
+    rig->fds[FRONTEND_TCP] = listen_anywhere(&rig->tcp_port);
+    EXPECT_OK(memfd_make("once", once_bytes(), &rig->fds[FRONTEND_ONCE]));
     for (uint32_t i = 0; i < rig->init.n_replicas; i++) {
-        EXPECT_OK(memfd_make("journal", (size_t)rig->init.journal_bytes, &fds[1 + i]));
-    }
-    struct control_msg message = {.type = CONTROL_INIT};
-    message.body.frontend = rig->init;
-    EXPECT_OK(control_send(rig->control, &message, fds, 1 + rig->init.n_replicas));
-    for (uint32_t i = 0; i <= rig->init.n_replicas; i++) {
-        close(fds[i]);
+        EXPECT_OK(memfd_make("journal", (size_t)rig->init.journal_bytes, &rig->fds[FRONTEND_FDS + i]));
     }
 }
 
-void rig_start(struct rig *rig, const struct rig_options *options) {
-    *rig = (struct rig){.init = make_init(options), .epoch = 1};
-    signal(SIGPIPE, SIG_IGN);
-    log_setup(LOG_ERROR, "test");
+static void send_init(struct rig *rig) {
+    struct control_msg message = {.type = CONTROL_INIT};
+    message.body.frontend = rig->init;
+    EXPECT_OK(control_send(rig->control, &message, rig->fds, FRONTEND_FDS + rig->init.n_replicas));
+}
+
+static void fork_frontend(struct rig *rig, const struct rig_options *options) {
     int pair[2];
     EXPECT_OK(channel_pair(pair));
     rig->child = fork();
@@ -107,12 +109,23 @@ void rig_start(struct rig *rig, const struct rig_options *options) {
     if (rig->child == 0) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
         close(pair[0]);
+        for (uint32_t i = 0; i < FRONTEND_FDS + rig->init.n_replicas; i++) {
+            close(rig->fds[i]);
+        }
         struct rlimit limit = {.rlim_cur = options->max_files, .rlim_max = options->max_files};
         EXPECT(options->max_files == 0 || setrlimit(RLIMIT_NOFILE, &limit) == 0);
         exit(frontend_run(pair[1], &options->limits));
     }
     close(pair[1]);
     rig->control = pair[0];
+}
+
+void rig_start(struct rig *rig, const struct rig_options *options) {
+    *rig = (struct rig){.init = make_init(options), .epoch = 1};
+    signal(SIGPIPE, SIG_IGN);
+    log_setup(LOG_ERROR, "test");
+    make_fds(rig);
+    fork_frontend(rig, options);
     EXPECT_OK(tokenizer_load(RIG_MODEL_DIR, &rig->tokenizer));
     EXPECT_OK(
         tokenizer_encode(rig->tokenizer, options->answer, strlen(options->answer), TOKENIZE_SPECIALS, &rig->script));
@@ -125,6 +138,21 @@ void rig_start(struct rig *rig, const struct rig_options *options) {
     for (uint32_t i = 0; i < options->n_replicas && !options->without_groups; i++) {
         rig_group_up(rig, i);
     }
+}
+
+void rig_kill_frontend(struct rig *rig, const struct rig_options *options) {
+    EXPECT(kill(rig->child, SIGKILL) == 0 && waitpid(rig->child, NULL, 0) == rig->child);
+    close(rig->control);
+    for (uint32_t i = 0; i < rig->init.n_replicas; i++) { /* workers wait for the next link; ours are simpler */
+        if (rig->groups[i].link != 0) {
+            group_kill(&rig->groups[i]);
+            rig->groups[i].link = 0;
+        }
+    }
+    rig->init.recover = 1;
+    fork_frontend(rig, options);
+    send_init(rig);
+    rig_expect_message(rig, CONTROL_READY);
 }
 
 void rig_group_up(struct rig *rig, uint32_t replica) {
@@ -163,6 +191,9 @@ void rig_free(struct rig *rig) {
         if (rig->groups[i].link != 0) {
             group_kill(&rig->groups[i]);
         }
+    }
+    for (uint32_t i = 0; i < FRONTEND_FDS + rig->init.n_replicas; i++) {
+        close(rig->fds[i]);
     }
     tokenizer_free(rig->tokenizer);
     token_list_free(&rig->script);

@@ -18,6 +18,7 @@
 
 struct rig_options {
     struct server_limits limits;
+    struct tsp_limits tsp;
     const char *answer;       /* what every group says, as text; then the end id */
     bool cycle;               /* says it for ever */
     const char *api_key_file; /* NULL: none */
@@ -29,7 +30,8 @@ struct rig_options {
 struct rig {
     pid_t child;
     int control;
-    uint16_t port;
+    uint16_t port, tcp_port;
+    int fds[FRONTEND_FDS + RIG_MAX_REPLICAS]; /* what outlives a front-end */
     struct frontend_init init;
     struct tokenizer *tokenizer;
     struct token_list script;
@@ -46,6 +48,10 @@ void rig_start(struct rig *rig, const struct rig_options *options);
 void rig_group_up(struct rig *rig, uint32_t replica);
 /* The worker dies; the front-end is told as the supervisor would. With `cause` the replica is given up. */
 void rig_group_down(struct rig *rig, uint32_t replica, const char *cause);
+
+/* Kills the front-end, and its groups with it, and starts the next one on the same listeners and journals. Groups come
+ * up again by rig_group_up. */
+void rig_kill_frontend(struct rig *rig, const struct rig_options *options);
 
 /* Waits for a message of this type from the front-end; others are passed over. */
 void rig_expect_message(struct rig *rig, enum control_type type);

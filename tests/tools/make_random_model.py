@@ -45,6 +45,7 @@ CLASSES = {
     "qwen2": ("Qwen2: QKV bias, 8 heads over 4; a sliding window that is not used", QWEN2, 1),
     "qwen2-tied": ("the same with a tied head", dict(QWEN2, tie_word_embeddings=True), 1),
     "qwen2-sharded": ("the same in three files with an index", QWEN2, 3),
+    "qwen2-overflow": ("values that float16 cannot hold: see overflow()", dict(QWEN2, rope_theta=1e8), 1),
     "llama": ("plain Llama, 8 heads over 2", LLAMA, 1),
     "llama3": ("llama3 rope scaling", dict(LLAMA, rope_theta=500.0, rope_scaling=LLAMA3_ROPE), 1),
     "llama3-tied": ("llama3 rope scaling, tied head", dict(
@@ -121,11 +122,30 @@ def shapes(config):
     return out
 
 
-def tensor(name, shape, config, seed):
+def overflow(name, values, config):
+    """What makes of "qwen2-overflow" a model whose sums leave float16's range (65,504), while weights, activations and
+    keys stay inside it. Large Qwen2 models do the same, less plainly.
+
+    The sublayers' outputs, and with them the residual stream, are 2^17 times the usual. RMSNorm takes that out again.
+    Scores q k are 282,752 more than usual, 70,688 after scaling, which softmax takes out: the two slowest of each head's
+    dimensions hold a constant in queries and keys, and turn by less than 1e-4 in 500 positions.
+    """
+    if "v_proj" in name or "up_proj" in name:
+        return values * 2.0 ** 3
+    if "o_proj" in name or "down_proj" in name:
+        return values * 2.0 ** 14
+    if "q_proj" in name or "k_proj" in name:
+        half = config["hidden_size"] // config["num_attention_heads"] // 2
+        heads = values.reshape(-1, 2, half, *values.shape[1:])
+        heads[:, :, half - 1] = 376.0 if name.endswith("bias") else 0.0
+    return values
+
+
+def tensor(name, shape, config, seed, adjust):
     def make():
         deviation, mean = scale_of(name, shape, config)
-        values = bell(name, seed, safetensors_np.count(shape)) * deviation + mean
-        return values.astype(numpy.float32).reshape(shape)
+        values = (bell(name, seed, safetensors_np.count(shape)) * deviation + mean).reshape(shape)
+        return (adjust(name, values, config) if adjust else values).astype(numpy.float32)
     return name, shape, make
 
 
@@ -135,8 +155,8 @@ def write_json(directory, name, value):
         out.write("\n")
 
 
-def write_weights(directory, config, seed, tag, shards):
-    tensors = [tensor(name, shape, config, seed) for name, shape in shapes(config)]
+def write_weights(directory, config, seed, tag, shards, adjust):
+    tensors = [tensor(name, shape, config, seed, adjust) for name, shape in shapes(config)]
     if shards == 1:
         safetensors_np.write(os.path.join(directory, "model.safetensors"), tag, tensors)
         return
@@ -180,7 +200,8 @@ def build(kind, directory, seed=1, dtype="float32", shards=0, tokenizer=None, ch
         write_json(directory, "generation_config.json", {
             "bos_token_id": config["bos_token_id"], "eos_token_id": config["eos_token_id"], "do_sample": False})
     write_json(directory, "config.json", config)
-    write_weights(directory, config, seed, safetensors_np.TAG[dtype], shards or usual_shards)
+    write_weights(directory, config, seed, safetensors_np.TAG[dtype], shards or usual_shards,
+                  overflow if kind == "qwen2-overflow" else None)
     return config
 
 

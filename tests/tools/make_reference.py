@@ -16,7 +16,8 @@ with eager attention:
              logsumexp of all
     bf16     transformers' own bfloat16 run over the same ids against its float32 one: largest difference of logits,
              mean and largest Kullback-Leibler divergence KL(float32 || bfloat16), at these positions and at all
-             generated ones, and the share of positions where the best id is the same
+             generated ones, and the share of positions where the best id is the same; with --half-attention sdpa its scores
+             stay in float32
 
 Needs torch, transformers and tokenizers.
 """
@@ -118,9 +119,9 @@ def kept(row, at):
             "logsumexp": float(f"{torch.logsumexp(row.double(), 0):.9g}")}
 
 
-def load(directory, dtype):
+def load(directory, dtype, attention):
     return transformers.AutoModelForCausalLM.from_pretrained(
-        directory, dtype=dtype, attn_implementation="eager", local_files_only=True).eval()
+        directory, dtype=dtype, attn_implementation=attention, local_files_only=True).eval()
 
 
 def weights_hash(directory):
@@ -133,8 +134,8 @@ def weights_hash(directory):
     return digest.hexdigest()
 
 
-def reference(directory, name, steps):
-    model, half = load(directory, torch.float32), load(directory, torch.bfloat16)
+def reference(directory, name, steps, half_attention):
+    model, half = load(directory, torch.float32, "eager"), load(directory, torch.bfloat16, half_attention)
     prompts = text_prompts(directory, TEXTS[name]) if name in TEXTS else fixed_prompts(model.config.vocab_size)
     out = {"model": name, "weights_sha256": weights_hash(directory), "vocab_size": model.config.vocab_size,
            "made_with": f"transformers {transformers.__version__}, torch {torch.__version__.split('+')[0]}", "prompts": []}
@@ -174,6 +175,7 @@ def main():
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--name", help="default: the directory's last component, or CLASS")
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--half-attention", default="eager", choices=("eager", "sdpa"))
     args = parser.parse_args()
     if len(args.paths) != (1 if args.random else 2):
         parser.error("MODEL_DIR and OUT.json, or --random CLASS and OUT.json")
@@ -182,11 +184,11 @@ def main():
         import make_random_model
         with tempfile.TemporaryDirectory() as directory:
             make_random_model.build(args.random, directory, args.seed, args.dtype)
-            made = reference(directory, args.name or args.random, args.steps)
+            made = reference(directory, args.name or args.random, args.steps, args.half_attention)
         made = {"recipe": {"class": args.random, "seed": args.seed, "dtype": args.dtype}, **made}
     else:
         directory = args.paths[0].rstrip("/")
-        made = reference(directory, args.name or os.path.basename(directory), args.steps)
+        made = reference(directory, args.name or os.path.basename(directory), args.steps, args.half_attention)
     write(args.paths[-1], made)
 
 

@@ -171,6 +171,7 @@ TEST(control_texts_are_always_ended) {
             EXPECT_EQ(strlen(got.body.worker.backend), sizeof got.body.worker.backend - 1);
             EXPECT_EQ(strlen(got.body.frontend.served_model_name), sizeof got.body.frontend.served_model_name - 1);
             EXPECT_EQ(strlen(got.body.frontend.api_key_file), sizeof got.body.frontend.api_key_file - 1);
+            EXPECT_EQ(strlen(got.body.frontend.tokenizer_dir), sizeof got.body.frontend.tokenizer_dir - 1);
             EXPECT_EQ(got.body.worker.replica, 0x41414141);
             EXPECT_EQ(got.body.worker.deterministic, 0x41414141);
             EXPECT_EQ(got.body.frontend.n_replicas, 0x41414141);

@@ -1,0 +1,54 @@
+/* The command line that the benchmarks of whole models share. */
+#ifndef TANDEM_BENCHMARKS_SUPPORT_OPTIONS_H
+#define TANDEM_BENCHMARKS_SUPPORT_OPTIONS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "runtime/base/status.h"
+
+#define OPTIONS_LIST_MAX 16
+
+struct number_list {
+    uint32_t n;
+    uint32_t at[OPTIONS_LIST_MAX];
+};
+
+/* "1,16,64": numbers from 1 up. STATUS_INVALID names the flag. */
+enum status options_list(const char *flag, const char *value, struct number_list *list);
+
+enum option {
+    OPTION_MODEL,
+    OPTION_BACKEND,
+    OPTION_TP,
+    OPTION_BATCH,
+    OPTION_CONTEXT,
+    OPTION_PROMPT,
+    OPTION_CHUNK,
+    OPTION_STEPS,
+    OPTION_TEMPERATURE,
+    OPTION_RANDOM_WEIGHTS,
+    OPTION_WORKERS,
+    OPTION_TRACE,
+    OPTION_JSON,
+    OPTIONS
+};
+
+struct options {
+    const char *model; /* a directory as Hugging Face lays it out */
+    const char *backend;
+    struct number_list tp, batch, context, prompt;
+    uint32_t chunk;
+    uint32_t steps;
+    float temperature;
+    bool random_weights;
+    bool workers;
+    bool trace;
+    bool json;
+};
+
+/* Fills `options`, which holds the defaults, from the flags of `wanted` (bits 1 << OPTION_*). Exits after --help, and
+ * with EXIT_USAGE and a word of why after a command line that is none. */
+void options_parse(int argc, char **argv, const char *usage, uint32_t wanted, struct options *options);
+
+#endif

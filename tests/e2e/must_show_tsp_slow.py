@@ -1,0 +1,96 @@
+"""Long run: 64 streams that are read as they come, beside one whose reader stops for 30 s (STOP_S=N for another time)
+with credit without limit: their rate with and without it, and the front-end's memory before, during and after. The slow
+stream misses nothing."""
+
+import os
+import threading
+import time
+
+import tsp_codec as tsp
+from support import Server, expect, expect_equal, main, test, wait_for
+from tsp_client import STREAMS, Connection, Request, ask
+
+STOP_S = float(os.environ.get("STOP_S", "30"))
+CONNECTIONS = 8
+SLOW_TOKENS = 3900
+
+
+def talk(tokens):
+    return [tsp.nested(7, [tsp.text(1, "user"), tsp.text(3, "What is 12 + 30?")]), tsp.f32(15, 0), tsp.u8(39, 1),
+            tsp.u32(11, tokens), tsp.u32(37, 20)]
+
+
+def resident_kib(pid):
+    with open(f"/proc/{pid}/status") as file:
+        return int(next(line for line in file if line.startswith("VmRSS:")).split()[1])
+
+
+class Readers:
+    """CONNECTIONS threads that keep STREAMS streams going and count their ids."""
+
+    def __init__(self, address):
+        self.address = address
+        self.counts = [0] * CONNECTIONS
+        self.failures = []
+        self.stopping = False
+        self.threads = [threading.Thread(target=self.work, args=(n,), daemon=True) for n in range(CONNECTIONS)]
+        for thread in self.threads:
+            thread.start()
+
+    def work(self, number):
+        try:
+            connection = Connection(self.address)
+            streams = {}
+            while not self.stopping:
+                while len(streams) < STREAMS // CONNECTIONS:
+                    request = Request(talk(200)[:-1], credit=64)
+                    streams[request.submit(connection)] = request
+                frame = connection.receive()
+                if frame[0] == tsp.TOKENS:
+                    self.counts[number] += len(tsp.value(frame[3], 5)) // 4
+                if streams[frame[2]].take(connection, frame):
+                    expect(streams.pop(frame[2]).ended, "an error")
+                    connection.send(tsp.ACK, frame[2])
+            connection.close()
+        except Exception as error:  # any failure fails the run
+            self.failures.append(f"{type(error).__name__}: {error}")
+
+    def rate(self, seconds):
+        before, start = sum(self.counts), time.monotonic()
+        time.sleep(seconds)
+        expect_equal(self.failures, [], "failures")
+        return (sum(self.counts) - before) / (time.monotonic() - start)
+
+    def stop(self):
+        self.stopping = True
+        for thread in self.threads:
+            thread.join()
+
+
+@test(seconds=1200)
+def a_reader_that_stops_holds_back_nobody():
+    server = Server("--set", "engine.max_num_seqs=128", "--set", "tcp.send_buffer_kib=256", config="configs/cpu-x1.yaml")
+    address = (server.host, server.tcp_port)
+    wanted = ask(address, talk(SLOW_TOKENS)).result()
+    readers = Readers(address)
+    wait_for(lambda: all(readers.counts), "every reader's first ids", 60)
+    pid = server.frontend()
+    before_rate, before_kib = readers.rate(STOP_S), resident_kib(pid)
+    slow = Request(talk(SLOW_TOKENS))
+    connection = Connection(address)
+    slow.submit(connection)
+    during_rate, during_kib = readers.rate(STOP_S), resident_kib(pid)
+    while not slow.take(connection, connection.receive()):
+        pass
+    expect_equal(slow.result(), wanted, "the slow stream's answer")
+    connection.send(tsp.ACK, 1)
+    after_rate, after_kib = readers.rate(STOP_S), resident_kib(pid)
+    readers.stop()
+    print(f"     {STREAMS} streams: {before_rate:.0f} tokens/s before, {during_rate:.0f} while one reader stops for "
+          f"{STOP_S:.0f} s, {after_rate:.0f} after; front-end {before_kib / 1024:.1f} MiB before, "
+          f"{during_kib / 1024:.1f} during, {after_kib / 1024:.1f} after")
+    server.stop()
+
+
+if __name__ == "__main__":
+    main()

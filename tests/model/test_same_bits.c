@@ -1,0 +1,102 @@
+/* What must give the same bits on any backend: a step as a graph and enqueued op by op, and all ranks of a group. The
+ * kernels may depend on the number of rows, so both ways run the same numbers of rows. */
+#include "tests/model/support_checkpoint.h"
+#include "tests/model/support_group.h"
+
+static const char config[] =
+    "{\"architectures\":[\"Qwen2ForCausalLM\"],\"model_type\":\"qwen2\",\"hidden_size\":256,"
+    "\"intermediate_size\":512,\"num_hidden_layers\":3,\"num_attention_heads\":8,\"num_key_value_heads\":4,"
+    "\"vocab_size\":320,\"max_position_embeddings\":256,\"rms_norm_eps\":1e-6,\"rope_theta\":10000.0,"
+    "\"hidden_act\":\"silu\",\"torch_dtype\":\"float32\"}";
+
+enum { HIDDEN = 256, VOCAB = 320, MAX_ROWS = 16, N_PROMPT = 21, N_STEPS = 6, MAX_WORLD = 2 };
+
+/* What a rank has in hand after each decode step. */
+struct trace {
+    struct rank_trace {
+        uint32_t ids[N_STEPS][MAX_ROWS];
+        float residual[N_STEPS][MAX_ROWS][HIDDEN];
+    } rank[MAX_WORLD];
+    float logits[N_STEPS][MAX_ROWS][VOCAB];
+};
+
+static void keep_step(struct group_rank *rank, uint32_t step, uint32_t n_rows, const struct executor_done *done) {
+    struct trace *trace = rank->shared;
+    struct rank_trace *own = &trace->rank[rank->init.rank];
+    const struct kernel_ops *kernels = rank->model->kernels;
+    EXPECT_OK(kernels->copy(rank->stream, own->residual[step], rank->model->buffers.residual,
+                            n_rows * HIDDEN * sizeof(float), KERNEL_COPY_TO_HOST));
+    EXPECT_OK(kernels->stream_sync(rank->stream));
+    for (uint32_t r = 0; r < n_rows; r++) {
+        own->ids[step][r] = done->results[r].id;
+        group_copy_logits(rank, r, trace->logits[step][r]);
+    }
+}
+
+static void decode(struct group_rank *rank) {
+    uint32_t n_rows = *(const uint32_t *)rank->options->argument;
+    for (uint32_t r = 0; r < n_rows; r++) {
+        uint32_t prompt[N_PROMPT];
+        for (uint32_t i = 0; i < N_PROMPT; i++) {
+            prompt[i] = (r * 37 + i * i * 5 + 11) % VOCAB;
+        }
+        group_begin(rank, r, 0, prompt, N_PROMPT, &greedy_sampling);
+        group_row(rank, r, 0, N_PROMPT, true);
+        group_step(rank);
+    }
+    for (uint32_t step = 0; step < N_STEPS; step++) {
+        for (uint32_t r = 0; r < n_rows; r++) {
+            group_row(rank, r, N_PROMPT + step, 1, true);
+        }
+        struct executor_done done = group_step(rank);
+        EXPECT_EQ(done.n_results, n_rows);
+        keep_step(rank, step, n_rows, &done);
+    }
+}
+
+static const struct trace *run(enum dtype dtype, uint32_t world, uint32_t n_rows, bool graphs) {
+    struct group_options options = {.dir = make_model_dir(config),
+                                    .backend = test_backend(),
+                                    .dtype = dtype,
+                                    .world = world,
+                                    .max_rows = MAX_ROWS,
+                                    .graphs = graphs,
+                                    .dummy = true,
+                                    .argument = &n_rows};
+    return group_run(&options, sizeof(struct trace), decode);
+}
+
+static void expect_ranks_agree(const struct trace *trace) {
+    EXPECT(trace->rank[0].residual[N_STEPS - 1][0][0] != 0.0f);
+    EXPECT(memcmp(&trace->rank[0], &trace->rank[1], sizeof trace->rank[0]) == 0);
+}
+
+static void check(enum dtype dtype) {
+    static const uint32_t sizes[] = {1, 2, 8, MAX_ROWS}; /* sizes that graphs are made for */
+    for (uint32_t world = 1; world <= MAX_WORLD && world <= test_max_world(); world++) {
+        for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+            const struct trace *eager = run(dtype, world, sizes[i], false);
+            const struct trace *graph = run(dtype, world, sizes[i], true);
+            if (memcmp(eager, graph, sizeof *eager) != 0) {
+                test_fail(__FILE__, __LINE__, "world %u, %u rows: graphs and eager steps differ in their bits", world,
+                          sizes[i]);
+            }
+            if (world == 2) {
+                expect_ranks_agree(eager);
+                expect_ranks_agree(graph);
+            }
+        }
+    }
+}
+
+TEST_TIMEOUT(graphs_and_ranks_agree_in_float32, 120) {
+    check(DTYPE_F32);
+}
+
+TEST_TIMEOUT(graphs_and_ranks_agree_in_float16, 120) {
+    check(DTYPE_F16);
+}
+
+TEST_TIMEOUT(graphs_and_ranks_agree_in_bfloat16, 120) {
+    check(DTYPE_BF16);
+}

@@ -1,0 +1,156 @@
+/* A host that answers a session of the stream protocol by simple rules, for its unit tests and its fuzz target: a
+ * SUBMIT or RESUME is accepted and given as many ids as it has credit, in frames of up to eight; an id that begins with
+ * 0xEE is refused; CANCEL is answered with DONE. It holds the session to what tsp_session.h promises. */
+#ifndef TANDEM_TESTS_SERVER_SUPPORT_TSP_HOST_H
+#define TANDEM_TESTS_SERVER_SUPPORT_TSP_HOST_H
+
+#include <string.h>
+
+#include "runtime/base/check.h"
+#include "runtime/server/tsp_session.h"
+
+#define HOST_MAX_IDS 64 /* an answer's length */
+
+struct host_stub {
+    uint32_t opened, closed, lost, acks, cancels, credits;
+    struct {
+        bool open;
+        uint64_t sent;
+    } streams[65536]; /* by number, for those below */
+};
+
+static inline void host_stub_close(struct host_stub *stub, struct tsp_stream *stream) {
+    CHECK(stream->request == stub, "a stream without its request");
+    stub->closed++;
+    stub->streams[stream->id % 65536].open = false;
+}
+
+static inline bool host_stub_authorize(void *context, struct tsp_bytes key, uint64_t *owner) {
+    (void)context;
+    *owner = key.size;
+    return key.size == 0 || (key.size == 4 && memcmp(key.data, "good", 4) == 0);
+}
+
+static inline void host_stub_end(struct tsp_stream *stream, enum tsp_finish finish, uint64_t tokens) {
+    struct tsp_message done = {.type = TSP_DONE,
+                               .flags = TSP_END,
+                               .given = 1u << TSP_DONE_CHOICE | 1u << TSP_DONE_FINISH | 1u << TSP_DONE_TOKENS |
+                                        1u << TSP_DONE_CRC};
+    done.body.done.finish = (uint8_t)finish;
+    done.body.done.tokens = tokens;
+    tsp_stream_send(stream, &done);
+}
+
+static inline void host_stub_deliver(struct host_stub *stub, struct tsp_stream *stream) {
+    static const uint8_t ids[4 * 8];
+    uint64_t *sent = &stub->streams[stream->id % 65536].sent;
+    while (*sent < HOST_MAX_IDS && stream->credit > 0 && tsp_session_has_room(stream->session)) {
+        uint64_t n = stream->credit < 8 ? stream->credit : 8;
+        struct tsp_message tokens = {.type = TSP_TOKENS,
+                                     .given = 1u << TSP_TOKENS_CHOICE | 1u << TSP_TOKENS_OFFSET | 1u << TSP_TOKENS_IDS};
+        tokens.body.tokens.offset = *sent;
+        tokens.body.tokens.ids = (struct tsp_bytes){.data = ids, .size = (uint32_t)n * 4};
+        tsp_stream_send(stream, &tokens);
+        *sent += n;
+        stream->credit -= stream->credit != TSP_NO_CREDIT_LIMIT ? n : 0;
+        if (*sent >= HOST_MAX_IDS) {
+            host_stub_end(stream, TSP_FINISH_LENGTH, *sent);
+        }
+    }
+}
+
+static inline void host_stub_open(void *context, struct tsp_stream *stream, const struct tsp_message *message) {
+    struct host_stub *stub = context;
+    bool submit = message->type == TSP_SUBMIT;
+    const uint8_t *id = submit ? message->body.submit.request_id : message->body.resume.request_id;
+    CHECK(submit || message->type == TSP_RESUME, "type %d opens no stream", message->type);
+    CHECK(stream->id == message->stream && stream->id > 0, "the stream's number");
+    CHECK(stream->credit == TSP_NO_CREDIT_LIMIT || stream->credit <= TSP_MAX_CREDIT, "credit");
+    if (id[0] == 0xEE) {
+        tsp_stream_error(stream, TSP_CODE_QUEUE_FULL, "full", 1000);
+        return;
+    }
+    stub->opened++;
+    stub->streams[stream->id % 65536].open = true;
+    stub->streams[stream->id % 65536].sent = 0;
+    stream->request = stub;
+    struct tsp_message accepted = {.type = TSP_ACCEPTED,
+                                   .given = 1u << TSP_ACCEPTED_REQUEST_ID | 1u << TSP_ACCEPTED_PROMPT_TOKENS |
+                                            1u << TSP_ACCEPTED_CHOICES};
+    memcpy(accepted.body.accepted.request_id, id, TSP_ID_BYTES);
+    accepted.body.accepted.choices = 1;
+    tsp_stream_send(stream, &accepted);
+    host_stub_deliver(stub, stream);
+}
+
+static inline bool host_stub_cancel_id(void *context, uint64_t owner, const uint8_t id[TSP_ID_BYTES],
+                                       struct tsp_accepted *reply) {
+    (void)context;
+    (void)owner;
+    reply->choices = 1;
+    return id[0] != 0xEE;
+}
+
+static inline void host_stub_cancel(void *context, struct tsp_stream *stream) {
+    struct host_stub *stub = context;
+    stub->cancels++;
+    host_stub_end(stream, TSP_FINISH_CANCELLED, stub->streams[stream->id % 65536].sent);
+    host_stub_close(stub, stream);
+    tsp_stream_close(stream);
+}
+
+static inline void host_stub_credit(void *context, struct tsp_stream *stream) {
+    struct host_stub *stub = context;
+    stub->credits++;
+    host_stub_deliver(stub, stream);
+}
+
+static inline void host_stub_ack(void *context, struct tsp_stream *stream) {
+    struct host_stub *stub = context;
+    if (stub->streams[stream->id % 65536].sent >= HOST_MAX_IDS) {
+        stub->acks++;
+        host_stub_close(stub, stream);
+        tsp_stream_close(stream);
+    }
+}
+
+static inline void host_stub_lost(void *context, struct tsp_stream *stream) {
+    struct host_stub *stub = context;
+    stub->lost++;
+    host_stub_close(stub, stream);
+}
+
+static inline void host_stub_status(void *context, struct tsp_status_reply *reply) {
+    struct host_stub *stub = context;
+    reply->running = stub->opened - stub->closed;
+}
+
+static const struct tsp_host host_stub_table = {
+    .authorize = host_stub_authorize,
+    .open = host_stub_open,
+    .cancel_id = host_stub_cancel_id,
+    .cancel = host_stub_cancel,
+    .credit = host_stub_credit,
+    .ack = host_stub_ack,
+    .lost = host_stub_lost,
+    .status = host_stub_status,
+};
+
+static inline struct tsp_session_config host_stub_config(struct host_stub *stub) {
+    return (struct tsp_session_config){
+        .host = &host_stub_table,
+        .context = stub,
+        .welcome = {.version = TSP_VERSION,
+                    .max_frame = 65536,
+                    .max_streams = 4,
+                    .resume_window_ms = 1000,
+                    .ping_ms = 100,
+                    .life = 7,
+                    .name = {.data = (const uint8_t *)"stub", .size = 4},
+                    .model = {.data = (const uint8_t *)"none", .size = 4}},
+        .handshake_ms = 50,
+        .send_buffer = 1u << 20,
+    };
+}
+
+#endif
