@@ -455,8 +455,7 @@ static dim3 blocks_for(const struct p2p_group *group, size_t n, uint32_t threads
 }
 
 static bool goes_plainly(const struct p2p_group *group, size_t count, size_t size) {
-    const char *forced = getenv("P2P_PACKETS");
-    return count * size > (forced ? (size_t)atoi(forced) : group->packets_bytes);
+    return count * size > group->packets_bytes;
 }
 
 template <typename T, int WORLD>

@@ -359,7 +359,6 @@ static struct attention_task make_task(const struct op_attention *args) {
         .n_splits = 1,
         .min_split = SPLIT_UNIT,
         .n_shares = 1,
-        .beside_prefill = args->n_tokens > args->n_rows,
         .row_ends = NULL,
         .parts = NULL,
         .part_stats = NULL,
@@ -376,7 +375,10 @@ static enum status prefill(struct kernel_stream *stream, const struct attention_
 }
 
 static enum status decode(struct kernel_stream *stream, struct attention_task *task) {
-    if (attention_tensor_takes(stream->device, task)) {
+    if (attention_cluster_takes(stream->device, task)) {
+        return attention_cluster_decode(stream, task);
+    }
+    if (attention_tensor_decodes(stream->device, task)) {
         return attention_tensor_decode(stream, task);
     }
     plan_splits(stream->device, task);

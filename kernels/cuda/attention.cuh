@@ -40,7 +40,6 @@ struct attention_task {
     uint32_t n_splits;   /* of a row's positions, at most; 1 writes to `out` at once */
     uint32_t min_split;  /* positions in a split, at least; a multiple of SPLIT_UNIT */
     uint32_t n_shares;   /* blocks that take equal shares of all rows' positions, where rows are not cut by splits */
-    bool beside_prefill; /* decode kernels: the kernel before is the step's prefill, which need not have ended */
     uint32_t *row_ends;  /* [R], units of SPLIT_UNIT positions up to the end of each row */
     float *parts;        /* [R][Q][n_splits][D] or [n_shares][2][Q][D], sums of values times weights */
     float2 *part_stats;  /* the same without D, largest score and sum of weights */
@@ -63,10 +62,15 @@ static inline uint32_t attention_max_tiles(const struct attention_task *task, ui
     return (more < task->n_rows ? more : task->n_rows) + more / tile_tokens;
 }
 
-/* Kernels for tensor cores, from sm_80 on. */
+/* Kernels for tensor cores, from sm_80 on. Decode needs shared memory for what it knows of the rows. */
 bool attention_tensor_takes(const struct kernel_device *device, const struct attention_task *task);
-enum status attention_tensor_decode(struct kernel_stream *stream, const struct attention_task *task);
 enum status attention_tensor_prefill(struct kernel_stream *stream, const struct attention_task *task);
+bool attention_tensor_decodes(const struct kernel_device *device, const struct attention_task *task);
+enum status attention_tensor_decode(struct kernel_stream *stream, const struct attention_task *task);
+
+/* Decode of few rows by the clusters of sm_90. */
+bool attention_cluster_takes(const struct kernel_device *device, const struct attention_task *task);
+enum status attention_cluster_decode(struct kernel_stream *stream, const struct attention_task *task);
 
 /* Prefill by warpgroups and the copy engine of sm_90. */
 bool attention_hopper_takes(const struct kernel_device *device, const struct attention_task *task);

@@ -45,7 +45,7 @@ enum status cuda_blas_open(struct kernel_stream *stream);
 void cuda_blas_close(struct kernel_stream *stream);
 size_t cuda_stream_bytes(struct kernel_device *device);
 
-/* ---- gemm_ring.cu: the stream's scratch memory for matrix products. To close, the stream must have passed its work. */
+/* ---- gemm_ring.cu: the stream's scratch memory for matrix products */
 enum status cuda_gemm_open(struct kernel_stream *stream);
 void cuda_gemm_close(struct kernel_stream *stream);
 

@@ -5,8 +5,7 @@
 
 #include "runtime/request/openai_internal.h"
 
-/* Fields that are one JSON value under their own name in the tables of the codec. Those that are not here have their
- * own case in add_field, or are the session's. */
+/* What the session keeps for itself. */
 static bool is_session_field(uint16_t tag) {
     return tag == TSP_SUBMIT_REQUEST_ID || tag == TSP_SUBMIT_DEADLINE_MS || tag == TSP_SUBMIT_CREDIT ||
            tag == TSP_SUBMIT_ON_DISCONNECT;

@@ -26,6 +26,10 @@ enum openai_api {
 enum status openai_parse(const struct request_context *context, enum openai_api api, const char *body, size_t size,
                          uint64_t seed, struct request **out);
 
+/* The length of the field path that a failure's text begins with ("messages[2].role" of "messages[2].role: is
+ * missing"), or 0. */
+size_t openai_path_length(const char *text);
+
 /* How a failure is told to an OpenAI client. */
 struct openai_error {
     int http_status;

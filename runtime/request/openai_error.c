@@ -3,8 +3,7 @@
 
 #include "runtime/request/openai.h"
 
-/* The length of the field path that `text` begins with ("messages[2].role" of "messages[2].role: is missing"), or 0. */
-static size_t path_length(const char *text) {
+size_t openai_path_length(const char *text) {
     size_t size = strspn(text, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.[]");
     return text[size] == ':' && text[size + 1] == ' ' ? size : 0;
 }
@@ -42,7 +41,7 @@ void openai_error_set(struct openai_error *error, enum status status, const char
     case STATUS_OK:
     case STATUS_INVALID: break;
     }
-    size_t path = error->http_status < 429 ? path_length(text) : 0;
+    size_t path = error->http_status < 429 ? openai_path_length(text) : 0;
     if (path < sizeof error->param) {
         memcpy(error->param, text, path);
     }

@@ -5,11 +5,8 @@
 #include "runtime/base/alloc.h"
 #include "runtime/base/check.h"
 #include "runtime/base/clock.h"
-#include "runtime/base/log.h"
 #include "runtime/base/rng.h"
 #include "runtime/server/server_internal.h"
-
-#define NO_RETRY UINT32_MAX
 
 static uint64_t window_end(struct tsp_request *request) {
     return server_now_ms(request->server) + request->server->init.tsp.resume_window_ms;
@@ -74,7 +71,7 @@ static void refuse(struct tsp_request *request, enum tsp_code code, const char *
 }
 
 static uint32_t retry_for(const struct tsp_request *request, enum tsp_code code) {
-    return code >= TSP_CODE_QUEUE_FULL && code < TSP_CODE_UNAUTHORIZED ? tsp_retry_ms(request->replica) : NO_RETRY;
+    return code >= TSP_CODE_QUEUE_FULL && code < TSP_CODE_UNAUTHORIZED ? tsp_retry_ms(request->replica) : TSP_NO_RETRY;
 }
 
 void tsp_request_fail(struct tsp_request *request, enum tsp_code code, const char *text) {
@@ -189,13 +186,13 @@ static void take_up(struct tsp_request *request, struct tsp_bytes offsets) {
 
 void tsp_request_attach(struct tsp_request *request, struct tsp_stream *stream, struct tsp_bytes offsets) {
     if (check_offsets(request, offsets) != STATUS_OK) {
-        tsp_stream_error(stream, TSP_CODE_INVALID, status_text(), NO_RETRY);
+        tsp_stream_error(stream, TSP_CODE_INVALID, status_text(), TSP_NO_RETRY);
         return;
     }
     if (request->stream != NULL && request->state == TSP_ENDED) {
         tsp_stream_close(request->stream); /* its END was sent */
     } else if (request->stream != NULL) {
-        tsp_stream_error(request->stream, TSP_CODE_SUPERSEDED, "another stream took the request over", NO_RETRY);
+        tsp_stream_error(request->stream, TSP_CODE_SUPERSEDED, "another stream took the request over", TSP_NO_RETRY);
     }
     request->stream = stream;
     request->known = true;

@@ -9,7 +9,6 @@
 #include "runtime/base/hash.h"
 #include "runtime/server/server_internal.h"
 
-#define NO_RETRY UINT32_MAX
 #define RETRY_MIN_MS 100
 #define RETRY_MAX_MS 30000
 #define RETRY_UNKNOWN_MS 1000
@@ -139,16 +138,16 @@ static void open_stream(void *context, struct tsp_stream *stream, const struct t
     uint64_t hash = submit ? submit_hash(server, message->body.submit.fields) : 0;
     struct tsp_request *known = tsp_find(server, id, owner);
     if (known != NULL && submit && known->hash != hash) {
-        tsp_stream_error(stream, TSP_CODE_CONFLICT, "request_id: another request has it", NO_RETRY);
+        tsp_stream_error(stream, TSP_CODE_CONFLICT, "request_id: another request has it", TSP_NO_RETRY);
     } else if (known != NULL) {
         server->tsp.metrics.resumes++;
         tsp_request_attach(known, stream, submit ? (struct tsp_bytes){0} : message->body.resume.offsets);
     } else if (once_has(server->tsp.once, id, owner)) {
-        tsp_stream_error(stream, TSP_CODE_GONE, "This request has ended and is forgotten", NO_RETRY);
+        tsp_stream_error(stream, TSP_CODE_GONE, "This request has ended and is forgotten", TSP_NO_RETRY);
     } else if (submit) {
         begin(server, stream, message, hash);
     } else {
-        tsp_stream_error(stream, TSP_CODE_NOT_FOUND, "No request of this id and key", NO_RETRY);
+        tsp_stream_error(stream, TSP_CODE_NOT_FOUND, "No request of this id and key", TSP_NO_RETRY);
     }
 }
 

@@ -6,9 +6,9 @@
 
 #include "runtime/base/alloc.h"
 #include "runtime/base/check.h"
+#include "runtime/request/openai.h"
 
 #define KEPT_CAPACITY (64u << 10) /* a longer buffer is given back when it is empty */
-#define NO_RETRY UINT32_MAX
 
 enum session_state { SESSION_MAGIC, SESSION_HELLO, SESSION_OPEN, SESSION_OVER };
 
@@ -97,23 +97,17 @@ static struct tsp_bytes text_bytes(const char *text, size_t size) {
     return (struct tsp_bytes){.data = (const uint8_t *)text, .size = (uint32_t)size};
 }
 
-/* The length of the field path that `text` begins with, as openai_error_set finds it. */
-static size_t path_length(const char *text) {
-    size_t size = strspn(text, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.[]");
-    return text[size] == ':' && text[size + 1] == ' ' ? size : 0;
-}
-
 static void send_error(struct tsp_session *session, uint32_t stream, enum tsp_code code, const char *text,
                        uint32_t retry_after_ms) {
     struct tsp_message message = {.type = TSP_ERROR, .flags = TSP_END, .stream = stream};
     message.body.error.code = code;
     message.body.error.message = text_bytes(text, strlen(text));
     message.given = 1u << TSP_ERROR_CODE | 1u << TSP_ERROR_MESSAGE;
-    if (retry_after_ms != NO_RETRY) {
+    if (retry_after_ms != TSP_NO_RETRY) {
         message.body.error.retry_after_ms = retry_after_ms;
         message.given |= 1u << TSP_ERROR_RETRY_AFTER_MS;
     }
-    size_t path = code >= TSP_CODE_INVALID && code < TSP_CODE_QUEUE_FULL ? path_length(text) : 0;
+    size_t path = code >= TSP_CODE_INVALID && code < TSP_CODE_QUEUE_FULL ? openai_path_length(text) : 0;
     if (path > 0) {
         message.body.error.param = text_bytes(text, path);
         message.given |= 1u << TSP_ERROR_PARAM;
@@ -123,7 +117,7 @@ static void send_error(struct tsp_session *session, uint32_t stream, enum tsp_co
 
 void tsp_session_end(struct tsp_session *session, enum tsp_code code, const char *text) {
     if (session->state != SESSION_OVER) {
-        send_error(session, 0, code, text, code == TSP_CODE_TOO_MANY ? 1000 : NO_RETRY);
+        send_error(session, 0, code, text, code == TSP_CODE_TOO_MANY ? 1000 : TSP_NO_RETRY);
         session->state = SESSION_OVER;
     }
 }
@@ -254,7 +248,7 @@ static void on_cancel_id(struct tsp_session *session, const struct tsp_message *
         return;
     }
     if (!session->config.host->cancel_id(session->config.context, session->owner, id, &reply.body.accepted)) {
-        send_error(session, message->stream, TSP_CODE_NOT_FOUND, "No request of this id and key", NO_RETRY);
+        send_error(session, message->stream, TSP_CODE_NOT_FOUND, "No request of this id and key", TSP_NO_RETRY);
         return;
     }
     memcpy(reply.body.accepted.request_id, id, TSP_ID_BYTES);
@@ -407,7 +401,7 @@ static void on_malformed(struct tsp_session *session, const struct tsp_frame *fr
         return;
     }
     session->last_id = frame->stream;
-    send_error(session, frame->stream, TSP_CODE_BAD_MESSAGE, text, NO_RETRY);
+    send_error(session, frame->stream, TSP_CODE_BAD_MESSAGE, text, TSP_NO_RETRY);
 }
 
 /* Takes a frame off the bytes; 0 when it is not whole or the session is over. */

@@ -17,6 +17,7 @@
 struct tsp_session;
 
 #define TSP_NO_CREDIT_LIMIT UINT64_MAX
+#define TSP_NO_RETRY UINT32_MAX /* no retry helps */
 
 /* A request on a connection. Freed by tsp_stream_close and tsp_stream_error, or with its session. */
 struct tsp_stream {
@@ -86,7 +87,7 @@ struct tsp_stream *tsp_session_next_stream(struct tsp_session *session, uint32_t
 /* Sends a message on the stream; its member `stream` is filled in. */
 void tsp_stream_send(struct tsp_stream *stream, struct tsp_message *message);
 
-/* ERROR with END, and the stream is closed. `retry_after_ms` UINT32_MAX: no retry helps. `text` may begin with the path
+/* ERROR with END, and the stream is closed. `retry_after_ms` may be TSP_NO_RETRY. `text` may begin with the path
  * of a field, which becomes `param`. */
 void tsp_stream_error(struct tsp_stream *stream, enum tsp_code code, const char *text, uint32_t retry_after_ms);
 

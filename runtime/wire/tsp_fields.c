@@ -1,5 +1,5 @@
 /* PROTOCOL.md's tables as data. */
-#include <stdio.h>
+#include <stddef.h>
 
 #include "runtime/wire/tsp.h"
 

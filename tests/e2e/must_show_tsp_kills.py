@@ -70,12 +70,22 @@ def pauses(load, kills):
     return found
 
 
-def generated(server):
-    """Tokens of the engine since its front-end began; None while there is no front-end."""
+def metric(server, name):
+    """None while there is no front-end."""
     try:
-        return server.metrics()["vllm:generation_tokens_total"]
+        return server.metrics()[name]
     except (OSError, http.client.HTTPException):
         return None
+
+
+def wait_for_new_tokens(server, load, victim, losses):
+    """The supervisor gives up over deaths with no token in between: what the next group or front-end says must be new."""
+    before = 0
+    if losses is not None:
+        wait_for(lambda: load.failures or (metric(server, "tandem_group_losses_total") > losses and
+                                           metric(server, "tandem_group_up")), f"the group after {victim}", 120)
+        before = metric(server, "vllm:generation_tokens_total")
+    wait_for(lambda: load.failures or (metric(server, "vllm:generation_tokens_total") or 0) > before, "tokens", 120)
 
 
 def run_kills(config, choose_victim, what):
@@ -92,12 +102,12 @@ def run_kills(config, choose_victim, what):
         victim = choose_victim(server, chance)
         if victim is None:
             continue
-        before = 0 if victim == server.frontend() else generated(server)
+        losses = None if victim == server.frontend() else metric(server, "tandem_group_losses_total")
         kills.append(time.monotonic())
         kill(victim)
-        # The supervisor gives up over deaths without a new token in between.
-        wait_for(lambda: load.failures or (load.went_on(kills[-1]) and (generated(server) or 0) > before),
-                 f"every connection to go on after kill {len(kills)}", 120)
+        wait_for_new_tokens(server, load, victim, losses)
+        wait_for(lambda: load.failures or load.went_on(kills[-1]), f"every connection to go on after kill {len(kills)}",
+                 120)
     load.stop()
     expect_equal(load.failures, [], "failures")
     expect_equal(len(kills), KILLS, "kills")

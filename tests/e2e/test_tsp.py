@@ -371,7 +371,7 @@ def the_window_ends_what_nobody_resumes():
 
 @test(seconds=300)
 def a_killed_frontend_is_not_a_killed_stream():
-    server = server_of()
+    server = server_of("--set", "replicas=2")
     asked = questions(16)
     wanted = [ask(server.tcp, fields).result() for fields in asked]
     for delay in (0.05, 0.2, 0.4):
@@ -492,7 +492,7 @@ def cancel_ends_with_what_was_delivered():
 def a_full_queue_answers_at_once():
     server = server_of("--set", "engine.queue=2", "--set", "engine.max_num_seqs=1")
     connection = Connection(server.tcp)
-    fields = chat("What is 1 + 1?", ignore_eos=1, max_tokens=3000)[0]
+    fields = chat("What is 1 + 1?", ignore_eos=1, max_tokens=3900)[0]
     held = [Request(fields, credit=1) for _ in range(3)]
     held[0].submit(connection)
     held[0].take(connection, connection.receive())

@@ -14,7 +14,6 @@ import time
 class _Pair:
     def __init__(self, client, server, budget, hold):
         self.sockets = {client: server, server: client}
-        self.client = client
         self.budget = budget  # bytes until the cut
         self.hold = hold
 

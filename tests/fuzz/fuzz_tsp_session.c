@@ -24,7 +24,7 @@ static void put_hello(struct buf *bytes) {
 
 static void put_records(struct buf *bytes, const uint8_t *data, size_t size) {
     struct byte_reader reader = {.next = data, .left = size};
-    while (reader.left > 0) {
+    while (reader.left > 0 && !reader.failed) {
         uint8_t type = read_u8(&reader);
         if (type == 0xFF) {
             uint8_t length = read_u8(&reader);
@@ -60,8 +60,7 @@ static void check_output(const struct buf *out) {
 }
 
 static uint64_t run(const struct buf *bytes, size_t step) {
-    static struct host_stub stub; /* half a megabyte */
-    stub = (struct host_stub){0};
+    struct host_stub stub = {0};
     struct tsp_session_config config = host_stub_config(&stub);
     struct tsp_session *session = tsp_session_create(&config, 0);
     for (size_t at = 0; at < bytes->size; at += step) {

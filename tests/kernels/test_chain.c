@@ -9,7 +9,7 @@
 
 #define HIDDEN 1088
 #define FFN 640
-#define LAYERS 6
+#define LAYERS 3
 #define MAX_TOKENS 40
 
 /* A model of feed-forward layers alone. */
@@ -126,12 +126,12 @@ TEST_TIMEOUT(a_chain_of_ops_gives_the_bits_of_ops_alone, 120) {
     struct chain chain;
     rig_open(&rig, test_backend(), 2);
     chain_make(&chain, &rig);
-    static const uint32_t tokens[] = {1, 2, 8, 13, 16, 23, 40};
+    static const uint32_t tokens[] = {1, 8, 13, 23, 40};
     for (size_t i = 0; i < sizeof tokens / sizeof *tokens; i++) {
         chain.n_tokens = tokens[i];
         enqueue(&chain, true);
         float *expected = rig_download(&rig, chain.residual, (size_t)chain.n_tokens * HIDDEN * sizeof(float));
-        for (int run = 0; run < 3; run++) {
+        for (int run = 0; run < 2; run++) {
             enqueue(&chain, false);
             expect_result(&chain, expected, "one launch after another");
         }
@@ -139,7 +139,7 @@ TEST_TIMEOUT(a_chain_of_ops_gives_the_bits_of_ops_alone, 120) {
         EXPECT_OK(rig.ops->graph_begin(rig.stream));
         enqueue(&chain, false);
         EXPECT_OK(rig.ops->graph_end(rig.stream, &graph));
-        for (int run = 0; run < 3; run++) {
+        for (int run = 0; run < 2; run++) {
             EXPECT_OK(rig.ops->graph_launch(graph, rig.stream));
             EXPECT_OK(rig.ops->graph_launch(graph, rig.stream)); /* the next step follows at once */
             expect_result(&chain, expected, "in a graph");

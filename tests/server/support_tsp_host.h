@@ -16,13 +16,13 @@ struct host_stub {
     struct {
         bool open;
         uint64_t sent;
-    } streams[65536]; /* by number, for those below */
+    } streams[256]; /* by number, for those below */
 };
 
 static inline void host_stub_close(struct host_stub *stub, struct tsp_stream *stream) {
     CHECK(stream->request == stub, "a stream without its request");
     stub->closed++;
-    stub->streams[stream->id % 65536].open = false;
+    stub->streams[stream->id % 256].open = false;
 }
 
 static inline bool host_stub_authorize(void *context, struct tsp_bytes key, uint64_t *owner) {
@@ -43,7 +43,7 @@ static inline void host_stub_end(struct tsp_stream *stream, enum tsp_finish fini
 
 static inline void host_stub_deliver(struct host_stub *stub, struct tsp_stream *stream) {
     static const uint8_t ids[4 * 8];
-    uint64_t *sent = &stub->streams[stream->id % 65536].sent;
+    uint64_t *sent = &stub->streams[stream->id % 256].sent;
     while (*sent < HOST_MAX_IDS && stream->credit > 0 && tsp_session_has_room(stream->session)) {
         uint64_t n = stream->credit < 8 ? stream->credit : 8;
         struct tsp_message tokens = {.type = TSP_TOKENS,
@@ -71,8 +71,8 @@ static inline void host_stub_open(void *context, struct tsp_stream *stream, cons
         return;
     }
     stub->opened++;
-    stub->streams[stream->id % 65536].open = true;
-    stub->streams[stream->id % 65536].sent = 0;
+    stub->streams[stream->id % 256].open = true;
+    stub->streams[stream->id % 256].sent = 0;
     stream->request = stub;
     struct tsp_message accepted = {.type = TSP_ACCEPTED,
                                    .given = 1u << TSP_ACCEPTED_REQUEST_ID | 1u << TSP_ACCEPTED_PROMPT_TOKENS |
@@ -94,7 +94,7 @@ static inline bool host_stub_cancel_id(void *context, uint64_t owner, const uint
 static inline void host_stub_cancel(void *context, struct tsp_stream *stream) {
     struct host_stub *stub = context;
     stub->cancels++;
-    host_stub_end(stream, TSP_FINISH_CANCELLED, stub->streams[stream->id % 65536].sent);
+    host_stub_end(stream, TSP_FINISH_CANCELLED, stub->streams[stream->id % 256].sent);
     host_stub_close(stub, stream);
     tsp_stream_close(stream);
 }
@@ -107,7 +107,7 @@ static inline void host_stub_credit(void *context, struct tsp_stream *stream) {
 
 static inline void host_stub_ack(void *context, struct tsp_stream *stream) {
     struct host_stub *stub = context;
-    if (stub->streams[stream->id % 65536].sent >= HOST_MAX_IDS) {
+    if (stub->streams[stream->id % 256].sent >= HOST_MAX_IDS) {
         stub->acks++;
         host_stub_close(stub, stream);
         tsp_stream_close(stream);
@@ -141,7 +141,7 @@ static inline struct tsp_session_config host_stub_config(struct host_stub *stub)
         .host = &host_stub_table,
         .context = stub,
         .welcome = {.version = TSP_VERSION,
-                    .max_frame = 65536,
+                    .max_frame = 8192,
                     .max_streams = 4,
                     .resume_window_ms = 1000,
                     .ping_ms = 100,
