@@ -11,15 +11,15 @@ import re
 import subprocess
 import sys
 
-# (kernel, architectures, bytes a thread, why that is no harm)
+# (pattern of the kernel, bytes a thread, why that is no harm)
 ALLOWED = (
-    ("attention_generic_kernel", "sm_[89]", 16, "takes what tensor cores do not: unusual head sizes and float32"),
-    ("attention_decode_kernel", "sm_80", 8, "CUDA 11.8: one register, stored and read once, outside the loop"),
+    ("attention_generic_kernel", 24, "stored and read outside the loop over positions"),
+    (r"reduce_norm_kernel<\w+, 8\b", 64, "sums of eight ranks: 1,024 threads leave each 64 registers"),
 )
 
 
-def allowed(name, arch):
-    return next((limit for kernel, archs, limit, _ in ALLOWED if kernel in name and re.match(archs, arch)), 0)
+def allowed(name):
+    return next((limit for pattern, limit, _ in ALLOWED if re.search(pattern, name)), 0)
 
 
 def demangle(names):
@@ -56,7 +56,7 @@ def main():
             print(f"FAIL {plugin} holds no code")
         for arch, kernels in sorted(by_arch.items()):
             users = [kernel for kernel in kernels if kernel[2] > 0]
-            bad = [(name, local) for name, _, local in users if local > allowed(name, arch)]
+            bad = [(name, local) for name, _, local in users if local > allowed(name)]
             print(f"{plugin} {arch}: {len(kernels)} kernels, at most {max(k[1] for k in kernels)} registers, "
                   f"{len(users)} use local memory, {len(bad)} too much")
             for name, local in bad:
