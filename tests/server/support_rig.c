@@ -230,14 +230,18 @@ void rig_await_metric(struct rig *rig, const char *series, double value) {
 
 /* ---- raw client */
 
-int raw_connect(const struct rig *rig) {
+int raw_connect_to(uint16_t port) {
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     struct sockaddr_in address = {
-        .sin_family = AF_INET, .sin_port = htons(rig->port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+        .sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     EXPECT(fd >= 0 && connect(fd, (struct sockaddr *)&address, sizeof address) == 0);
     struct timeval limit = {.tv_sec = WAIT_S};
     EXPECT(setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit) == 0);
     return fd;
+}
+
+int raw_connect(const struct rig *rig) {
+    return raw_connect_to(rig->port);
 }
 
 void raw_send_bytes(int fd, const void *bytes, size_t size) {

@@ -70,7 +70,8 @@ void rig_await_metric(struct rig *rig, const char *series, double value);
 
 /* ---- raw client */
 
-int raw_connect(const struct rig *rig);
+int raw_connect(const struct rig *rig); /* to its HTTP port */
+int raw_connect_to(uint16_t port);
 void raw_send(int fd, const char *text);
 void raw_send_bytes(int fd, const void *bytes, size_t size);
 

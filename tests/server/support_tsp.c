@@ -19,9 +19,7 @@ void tsp_client_send(struct tsp_client *client, const struct tsp_message *messag
 }
 
 void tsp_client_open(struct tsp_client *client, const struct rig *rig, const char *key) {
-    struct rig other = *rig;
-    other.port = rig->tcp_port;
-    *client = (struct tsp_client){.fd = raw_connect(&other)};
+    *client = (struct tsp_client){.fd = raw_connect_to(rig->tcp_port)};
     raw_send_bytes(client->fd, TSP_MAGIC, TSP_MAGIC_BYTES);
     struct tsp_message hello = {.type = TSP_HELLO, .given = 1u << TSP_HELLO_VERSION};
     hello.body.hello.version = TSP_VERSION;
