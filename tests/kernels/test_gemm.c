@@ -226,6 +226,10 @@ TEST_TIMEOUT(large_products_give_the_defined_bits, 120) {
     rig_open(&rig, "cpu", 3);
     product_try(&rig, (struct product){.m = 21, .n = 10, .k = 20000, .w_dtype = DTYPE_BF16}, 1);
     product_try(&rig, (struct product){.m = 150, .n = 45, .k = 1536, .w_dtype = DTYPE_F16}, 2);
+    product_try(&rig, (struct product){.m = 71, .n = 53, .k = 777, .w_dtype = DTYPE_BF16}, 5);   /* a part is a block */
+    product_try(&rig, (struct product){.m = 130, .n = 29, .k = 1545, .w_dtype = DTYPE_F32}, 6);  /* several columns' */
+    product_try(&rig, (struct product){.m = 110, .n = 4, .k = 20000, .w_dtype = DTYPE_BF16}, 7); /* packed in parts */
+    product_try(&rig, (struct product){.m = 400, .n = 100, .k = 300, .w_dtype = DTYPE_BF16}, 8); /* several chunks */
     product_try(&rig, (struct product){.m = 2, .n = 3000, .k = 576, .w_dtype = DTYPE_BF16}, 3);
     product_try(&rig, (struct product){.m = 9, .n = 1001, .k = 256, .w_dtype = DTYPE_F32}, 4);
     rig_close(&rig);
