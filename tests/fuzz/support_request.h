@@ -19,9 +19,7 @@
 static inline const struct request_context *fuzz_context(void) {
     static struct request_context *context;
     if (context == NULL) {
-        char dir[1024]; /* beside this file, so that the program can be started anywhere */
-        snprintf(dir, sizeof dir, "%.*s../../configs/models/tandem-r1-tiny",
-                 (int)(strrchr(__FILE__, '/') + 1 - __FILE__), __FILE__);
+        const char *dir = TANDEM_SOURCE_DIR "/configs/models/tandem-r1-tiny";
         CHECK(request_context_load(dir, dir, NULL, FUZZ_MAX_LEN, 496, &context) == STATUS_OK, "%s", status_text());
     }
     return context;
