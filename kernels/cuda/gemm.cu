@@ -1,5 +1,6 @@
-/* Which matrix product goes where: few rows to our own kernels, which read the weights at the speed of memory; many to
- * cuBLAS; and what cuBLAS has no kernel for (mixed formats, bf16 before sm_80) to a plain tiled kernel. */
+/* Which matrix product goes where: few rows to our own kernels, which read the weights at the speed of memory (on sm_90
+ * to gemm_ring.cu whatever it takes); many to cuBLAS; and what cuBLAS has no kernel for (mixed formats, bf16 before
+ * sm_80) to a plain tiled kernel. */
 #include <limits.h>
 
 #include "kernels/cuda/cublas.h"

@@ -24,8 +24,8 @@
 #define THREADS (CONSUMERS + 32)
 #define BOX_K 64     /* of a box: 128 bytes of each row, whose eight chunks of 16 bytes lie permuted */
 #define BOX_GROUPS 2 /* of 32 k, four lanes' chunks */
-#define MAX_STAGES 12
-#define MAX_PART_FLOATS (64 * 64)
+#define MAX_STAGES 8
+#define MAX_PART_FLOATS (32 * 64)
 #define RING_ALIGN 1024               /* the chunks' permutation goes by address */
 #define HALF_SHARED ((228 << 10) / 2) /* of a multiprocessor's shared memory */
 #define READY_BYTES 4096              /* at the scratch memory's head */
