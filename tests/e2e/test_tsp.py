@@ -72,7 +72,7 @@ def expect_refused(code, function):
 # ---- what can be asked
 
 
-@test
+@test(seconds=180)
 def answers_are_those_of_http():
     server = server_of()
     question = "What is 123 + 456?"
@@ -90,7 +90,7 @@ def answers_are_those_of_http():
     server.stop()
 
 
-@test
+@test(seconds=180)
 def several_choices_and_usage():
     server = server_of()
     frame, body = chat("What is 5 + 6?", n=3, temperature=1.5, seed=11, max_tokens=40)
@@ -106,7 +106,7 @@ def several_choices_and_usage():
     server.stop()
 
 
-@test
+@test(seconds=180)
 def prompts_texts_ids_echo_and_logprobs():
     server = server_of()
     prompts = ["12 + 30", [15, 16, 17]]
@@ -136,7 +136,7 @@ def prompts_texts_ids_echo_and_logprobs():
     server.stop()
 
 
-@test
+@test(seconds=180)
 def refusals_name_field_and_code():
     server = server_of()
     hello = message("hello")
@@ -177,7 +177,7 @@ def refusals_name_field_and_code():
 # ---- the connection
 
 
-@test
+@test(seconds=180)
 def broken_frames_end_the_connection_with_a_code():
     server = server_of()
     good = tsp.frame(tsp.PING, 0, [tsp.u64(1, 1)])
@@ -216,7 +216,7 @@ def broken_frames_end_the_connection_with_a_code():
     server.stop()
 
 
-@test
+@test(seconds=180)
 def keys_open_and_keep_requests_apart():
     with tempfile.NamedTemporaryFile("w", suffix=".keys") as keys:
         keys.write("alpha-key\nbeta-key\n")
@@ -251,7 +251,7 @@ def keys_open_and_keep_requests_apart():
         server.stop()
 
 
-@test
+@test(seconds=180)
 def a_silent_peer_is_closed_and_its_request_lives():
     server = server_of("--set", "tcp.ping_interval=1")
     request = Request(chat("What is 20 + 22?", ignore_eos=1, max_tokens=200)[0], credit=5)
@@ -303,7 +303,7 @@ def cut_connections_lose_nothing():
     server.stop()
 
 
-@test
+@test(seconds=180)
 def a_submit_runs_once_and_is_remembered():
     server = server_of("--set", "tcp.resume_window=2")
     fields = chat("What is 31 + 11?")[0]
@@ -344,7 +344,7 @@ def a_submit_runs_once_and_is_remembered():
     server.stop()
 
 
-@test
+@test(seconds=180)
 def the_window_ends_what_nobody_resumes():
     server = server_of("--set", "tcp.resume_window=1")
     lost = Request(chat("What is 1 + 1?", ignore_eos=1, max_tokens=3900)[0], credit=3)
@@ -446,7 +446,7 @@ def try_connect(address):
 def a_slow_stream_holds_back_only_itself():
     server = server_of()
     connection = Connection(server.tcp)
-    slow = Request(chat("What is 1 + 1?", ignore_eos=1, max_tokens=1500)[0], credit=0)
+    slow = Request(chat("What is 1 + 1?", ignore_eos=1, max_tokens=600)[0], credit=0)
     slow_stream = slow.submit(connection)
     slow.take(connection, connection.receive())
     fields = chat("What is 40 + 2?")[0]
@@ -463,12 +463,12 @@ def a_slow_stream_holds_back_only_itself():
     connection.send(tsp.CREDIT, slow_stream, [tsp.u32(1, 10)])
     while not slow.take(connection, connection.receive()):
         pass
-    expect_equal(len(slow.choices[0].ids), 1500, "ids of the slow stream")
+    expect_equal(len(slow.choices[0].ids), 600, "ids of the slow stream")
     connection.close()
     server.stop()
 
 
-@test
+@test(seconds=180)
 def cancel_ends_with_what_was_delivered():
     server = server_of()
     connection = Connection(server.tcp)
@@ -488,7 +488,7 @@ def cancel_ends_with_what_was_delivered():
     server.stop()
 
 
-@test
+@test(seconds=180)
 def a_full_queue_answers_at_once():
     server = server_of("--set", "engine.queue=2", "--set", "engine.max_num_seqs=1")
     connection = Connection(server.tcp)
@@ -510,7 +510,7 @@ def a_full_queue_answers_at_once():
     server.stop()
 
 
-@test
+@test(seconds=180)
 def a_deadline_that_the_queue_takes_is_refused_at_once():
     server = server_of("--set", "engine.max_num_seqs=1")
     connection = Connection(server.tcp)
@@ -541,11 +541,11 @@ def a_deadline_that_the_queue_takes_is_refused_at_once():
     server.stop()
 
 
-@test
+@test(seconds=180)
 def a_drain_is_announced_and_running_answers_end():
-    server = server_of("--set", "drain_timeout=20")
+    server = server_of("--set", "drain_timeout=60")
     connection = Connection(server.tcp)
-    running = Request(chat("What is 1 + 1?", ignore_eos=1, max_tokens=1000)[0])
+    running = Request(chat("What is 1 + 1?", ignore_eos=1, max_tokens=500)[0])
     stream_id = running.submit(connection)
     running.take(connection, connection.receive())
     server.send_signal(15)
@@ -561,11 +561,11 @@ def a_drain_is_announced_and_running_answers_end():
         elif frame[2] == stream_id:
             running.take(connection, frame)
     expect(running.ended and late_stream is not None, "the running answer was cut off")
-    expect_equal(len(running.choices[0].ids), 1000, "ids")
+    expect_equal(len(running.choices[0].ids), 500, "ids")
     expect_equal(server.wait(), 0, "exit code")
 
 
-@test
+@test(seconds=120)
 def many_streams_on_one_connection():
     server = server_of()
     asked = questions(64)
@@ -587,7 +587,7 @@ def many_streams_on_one_connection():
     server.stop()
 
 
-@test
+@test(seconds=180)
 def ports_hosts_and_sections_are_checked():
     for code, arguments, text in ((1, ("tcp.host=0.0.0.0",), "tcp.host: other hosts can reach 0.0.0.0"),
                                   (1, ("tcp.port=9000", "http.port=9000"), "tcp.port: 9000 is http.port already"),
