@@ -34,13 +34,13 @@ def expect_layers(kinds):
 
 @test(seconds=300)
 def decode_tells_a_step_apart():
-    rows = rows_of("bench_decode", "--model", MODEL, "--backend", "cpu", "--tp", "1,2", "--batch", "1,3", "--context",
-                   "40", "--steps", "4", "--workers")
+    rows = rows_of("bench_decode", "--model", MODEL, "--backend", "cpu", "--tp", "1,2", "--batch", "3", "--context",
+                   "40", "--steps", "2", "--workers")
     expect(rows["ceiling"][0]["read_gb_per_s"] > 0, f"{rows['ceiling']}")
-    expect_equal([(row["tp"], row["batch"]) for row in rows["step"]], [(1, 1), (1, 3), (2, 1), (2, 3)], "shapes")
+    expect_equal([(row["tp"], row["batch"]) for row in rows["step"]], [(1, 3), (2, 3)], "shapes")
     expect(all(row["worker_ms"] > 0 and row["graph_ms"] > 0 for row in rows["step"]), f"{rows['step']}")
     for tp in (1, 2):
-        kinds = {row["op"]: row for row in rows["op"] if row["tp"] == tp and row["rows"] == 3}
+        kinds = {row["op"]: row for row in rows["op"] if row["tp"] == tp}
         expect_layers(kinds)
         expect_equal("all_reduce" in kinds, tp == 2, "collectives")
 
