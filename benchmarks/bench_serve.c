@@ -284,7 +284,7 @@ static void report_outcome(const struct load *load, double tp, const struct outc
 static pid_t start_server(const struct load *load, uint32_t tp, int *output) {
     char tp_text[16];
     snprintf(tp_text, sizeof tp_text, "%u", tp);
-    const char *const added[] = {"--tp", tp_text, "--set", "http.port=0", "--set", "devices=[]"};
+    const char *const added[] = {"--tp", tp_text, "--set", "http.port=0", "--set", "tcp.port=0", "--set", "devices=[]"};
     const char *words[WORDS_MAX + sizeof added / sizeof added[0] + 1] = {NULL};
     memcpy(words, load->words, (size_t)load->n_words * sizeof words[0]);
     memcpy(words + load->n_words, added, sizeof added);

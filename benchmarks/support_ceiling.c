@@ -10,7 +10,7 @@
 #include "launcher/child_call.h"
 
 #define CPU_BYTES ((size_t)512 << 20)
-#define TIMEOUT_S 60u
+#define TIMEOUT_S 300u
 #define PRODUCT 8192u
 #define ROUNDS 8
 

