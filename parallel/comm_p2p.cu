@@ -174,44 +174,65 @@ static __device__ __forceinline__ void push_unit(const p2p_group &group, uint32_
     }
 }
 
+/* Adds what peer number i of n_peers brought, and the own part where its turn is. */
+template <typename T>
+static __device__ __forceinline__ void add_in_order(float *sum, packet theirs, uint32_t i, uint32_t n_peers, packet own,
+                                                    uint32_t rank) {
+    if (i < n_peers) {
+        if (i == rank) {
+            add_packet<T>(sum, own);
+        }
+        add_packet<T>(sum, theirs);
+        if (i + 1 == n_peers && rank == n_peers) {
+            add_packet<T>(sum, own);
+        }
+    }
+}
+
+/* How many peers and packets are looked at together, and so held in registers, of which a block of 1024 threads leaves
+ * few. */
+template <typename T, int WORLD> struct look_size {
+    static constexpr uint32_t peers = WORLD < 8 ? WORLD - 1 : sizeof(T) == 4 ? 2 : 4;
+    static constexpr int packets = WORLD == 2 ? unit<T>::n_packets : WORLD == 4 && sizeof(T) == 2 ? 2 : 1;
+};
+
 /* sum = the unit over all ranks, in rank order. WORLD is the world or the next power of two. Packets are looked at in
- * batches, all peers' at once: a look takes most of a microsecond. */
+ * batches, several peers' at once: a look takes most of a microsecond. */
 template <typename T, int WORLD>
 static __device__ __forceinline__ void sum_unit(const p2p_group &group, uint32_t epoch, size_t u, size_t n_units,
                                                 const packet (&own)[unit<T>::n_packets], float (&sum)[8]) {
     constexpr int n_packets = unit<T>::n_packets;
-    constexpr int batch = n_packets < 8 / WORLD ? n_packets : 8 / WORLD;
+    constexpr int batch = look_size<T, WORLD>::packets;
+    constexpr uint32_t together = look_size<T, WORLD>::peers;
     uint32_t n_peers = peers_of<WORLD>(group);
 #pragma unroll
     for (int first = 0; first < n_packets; first += batch) {
-        uint4 seen[WORLD - 1][batch];
-        uint32_t spins = 0;
-        bool whole;
-        do {
-            whole = true;
 #pragma unroll
-            for (uint32_t i = 0; i < WORLD - 1; i++) {
-                const uint4 *slot = packets_of(group, group.rank, i + (i >= group.rank), epoch) + u;
+        for (uint32_t peer = 0; peer < WORLD - 1; peer += together) {
+            uint4 seen[together][batch];
+            uint32_t spins = 0;
+            bool whole;
+            do {
+                whole = true;
 #pragma unroll
-                for (int b = 0; b < batch; b++) {
-                    if (i < n_peers) {
-                        seen[i][b] = look(slot + (first + b) * n_units);
-                        whole = whole && has_come(seen[i][b], epoch);
+                for (uint32_t i = 0; i < together; i++) {
+                    const uint4 *slot = packets_of(group, group.rank, peer + i + (peer + i >= group.rank), epoch) + u;
+#pragma unroll
+                    for (int b = 0; b < batch; b++) {
+                        if (peer + i < n_peers) {
+                            seen[i][b] = look(slot + (first + b) * n_units);
+                            whole = whole && has_come(seen[i][b], epoch);
+                        }
                     }
                 }
-            }
-            spins++;
-        } while (!whole && !gives_up(group, spins));
+                spins++;
+            } while (!whole && !gives_up(group, spins));
 #pragma unroll
-        for (int b = 0; b < batch; b++) {
-            float *part = sum + (first + b) * 8 / n_packets;
+            for (int b = 0; b < batch; b++) {
 #pragma unroll
-            for (uint32_t i = 0; i < WORLD; i++) { /* peer i comes behind the own part when i >= rank */
-                if (i == group.rank) {
-                    add_packet<T>(part, own[first + b]);
-                }
-                if (i < WORLD - 1 && i < n_peers) {
-                    add_packet<T>(part, packet{seen[i][b].x, seen[i][b].z});
+                for (uint32_t i = 0; i < together; i++) {
+                    add_in_order<T>(sum + (first + b) * 8 / n_packets, packet{seen[i][b].x, seen[i][b].z}, peer + i,
+                                    n_peers, own[first + b], group.rank);
                 }
             }
         }
@@ -257,27 +278,26 @@ static __device__ __forceinline__ void meet_peers(const p2p_group &group, uint32
 template <typename T, int WORLD>
 static __device__ __forceinline__ void sum_plainly(const p2p_group &group, uint32_t epoch, size_t u, size_t n_units,
                                                    const packet (&own)[unit<T>::n_packets], float (&sum)[8]) {
+    constexpr uint32_t together = look_size<T, WORLD>::peers;
     uint32_t n_peers = peers_of<WORLD>(group);
 #pragma unroll
     for (int p = 0; p < unit<T>::n_packets; p += 2) {
-        uint4 seen[WORLD - 1];
         float *low = sum + p * 8 / unit<T>::n_packets;
         float *high = sum + (p + 1) * 8 / unit<T>::n_packets;
 #pragma unroll
-        for (uint32_t i = 0; i < WORLD - 1; i++) {
-            if (i < n_peers) {
-                seen[i] = look(plain_of(group, group.rank, i + (i >= group.rank), epoch) + u + p / 2 * n_units);
-            }
-        }
+        for (uint32_t peer = 0; peer < WORLD - 1; peer += together) {
+            uint4 seen[together];
 #pragma unroll
-        for (uint32_t i = 0; i < WORLD; i++) { /* peer i comes behind the own part when i >= rank */
-            if (i == group.rank) {
-                add_packet<T>(low, own[p]);
-                add_packet<T>(high, own[p + 1]);
+            for (uint32_t i = 0; i < together; i++) {
+                if (peer + i < n_peers) {
+                    uint32_t source = peer + i + (peer + i >= group.rank);
+                    seen[i] = look(plain_of(group, group.rank, source, epoch) + u + p / 2 * n_units);
+                }
             }
-            if (i < WORLD - 1 && i < n_peers) {
-                add_packet<T>(low, packet{seen[i].x, seen[i].y});
-                add_packet<T>(high, packet{seen[i].z, seen[i].w});
+#pragma unroll
+            for (uint32_t i = 0; i < together; i++) {
+                add_in_order<T>(low, packet{seen[i].x, seen[i].y}, peer + i, n_peers, own[p], group.rank);
+                add_in_order<T>(high, packet{seen[i].z, seen[i].w}, peer + i, n_peers, own[p + 1], group.rank);
             }
         }
     }
