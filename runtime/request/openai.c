@@ -89,9 +89,12 @@ static enum status parse_max_tokens(struct openai_parse *parse) {
 
 static enum status parse_root(struct openai_parse *parse, uint64_t seed) {
     TRY(json_in_expect_object(parse->root, "body"));
-    TRY(find_kind(parse)); /* first: which fields a frame may have depends on it */
+    bool frame =
+        parse->api == OPENAI_FRAME; /* its kind says which fields it may have; else an unknown one comes first */
+    TRY(frame ? find_kind(parse) : STATUS_OK);
     TRY(openai_check_request_fields(parse));
     TRY(check_model(parse));
+    TRY(frame ? STATUS_OK : find_kind(parse));
     TRY(openai_parse_delivery(parse));
     TRY(openai_parse_sampling(parse, seed));
     TRY(openai_parse_stops(parse));
