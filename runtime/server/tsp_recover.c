@@ -149,12 +149,19 @@ static enum status add_choice(struct found *found) {
     return STATUS_OK;
 }
 
+/* The front-end died after it had forgotten the request, before the engine gave the slot back. */
+static bool is_forgotten(const struct found *found) {
+    return once_has(found->server->tsp.once, found->state.params.request_id, found->head.owner);
+}
+
 static void visit(void *context, struct journal_handle handle) {
     struct found *found = context;
     found->handle = handle;
     found->request = NULL;
     enum status status = read_found(found);
-    if (status == STATUS_OK) {
+    if (status == STATUS_OK && is_forgotten(found)) {
+        journal_release(found->replica->journal, handle);
+    } else if (status == STATUS_OK) {
         status = add_choice(found);
     }
     request_free(found->request);
