@@ -92,9 +92,9 @@ static void read_prompt(const json_t *object, uint32_t vocab_size, struct refere
     for (uint32_t i = 0; i < prompt->n_kept; i++) {
         read_kept(json_array_get(kept, i), vocab_size, &prompt->kept[i]);
     }
+    const json_t *bf16 = field(object, "bf16");
+    prompt->bf16_max_abs = json_number_value(field(field(bf16, "all"), "max_abs"));
     if (prompt->n_kept > 0) {
-        const json_t *bf16 = field(object, "bf16");
-        prompt->bf16_max_abs = json_number_value(field(field(bf16, "all"), "max_abs"));
         prompt->bf16_kl_mean = json_number_value(field(field(bf16, "kept"), "kl_mean"));
     }
 }
