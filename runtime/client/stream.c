@@ -390,11 +390,11 @@ static void on_done(struct tandem_stream *stream, const struct tsp_message *mess
         mismatch(stream, "the request ended before all its choices had");
         return;
     }
-    struct piece_parts parts = {.choice = done->choice, .offset = choice->n, .last = last};
+    struct piece_parts parts = {
+        .choice = done->choice, .offset = choice->n, .finish = (enum tandem_finish)done->finish, .last = last};
     if (!again) {
         parts.text = done->text;
         parts.reasoning = done->reasoning;
-        parts.finish = (enum tandem_finish)done->finish;
     }
     if (last) {
         parts.usage = (struct tandem_usage){done->prompt_tokens, done->completion_tokens, done->reasoning_tokens};
