@@ -28,6 +28,7 @@ LAYERS = {
                               "runtime/wire/"],
     "runtime/server": BASE + ["runtime/request/", "runtime/engine/", "runtime/http/", "runtime/wire/",
                               "runtime/journal/", "runtime/tokenizer/", "runtime/format/"],
+    "runtime/client": ["runtime/base/status.h", "runtime/base/bytes.h", "runtime/base/hash.h", "runtime/wire/tsp.h"],
     "launcher": ["runtime/", "kernels/kernels.h", "parallel/", "launcher/"],
 }
 

@@ -1,0 +1,179 @@
+/* The client's session without its sockets: bytes in, bytes out, time as an argument. It outlives connections: it says
+ * when the shell is to open one and to which server, greets, attaches each stream (SUBMIT, or RESUME where it was
+ * accepted), and after a loss does so again until every stream has its end.
+ *
+ * The shell (client.c):
+ *     core_tick(core, now);
+ *     if (core_wants_connection(core)) { open core->server; core_opened(core, now); }
+ *     send core->out; core_feed(core, what was received, now);     a broken transport: core_lost(core, why, now)
+ *     core->link == LINK_NONE while there is a transport: close it
+ *
+ * Memory: an incoming frame, OUT_LIMIT of SUBMITs and RESUMEs that go out and one more, and of each stream its SUBMIT
+ * and as many tokens as its credit allows. Running out of it ends the connection or the stream, never the program. */
+#ifndef TANDEM_CLIENT_CORE_H
+#define TANDEM_CLIENT_CORE_H
+
+#include <stdatomic.h>
+
+#include "runtime/client/buffer.h"
+#include "runtime/client/include/tandem/client.h"
+#include "runtime/wire/tsp.h"
+
+#define NEVER UINT64_MAX
+#define OUT_LIMIT (1u << 20)
+
+enum link { LINK_NONE, LINK_GREETING, LINK_OPEN };
+
+enum stream_state {
+    STREAM_WAITING,  /* to be attached to a connection */
+    STREAM_ATTACHED, /* it has a number on this one */
+    STREAM_OVER,
+};
+
+struct choice {
+    uint64_t n; /* ids so far */
+    uint32_t crc;
+    bool done;
+};
+
+/* An event that waits to be read, and what it points to. */
+struct piece {
+    struct piece *next;
+    struct tandem_event event;
+};
+
+struct tandem_stream {
+    struct core *core;
+    void *user;
+    struct tandem_stream *previous, *next; /* in core->streams */
+    struct tandem_stream *next_ready;
+    bool is_ready;
+    bool told; /* its end was given out by tandem_client_next */
+
+    uint8_t id[TSP_ID_BYTES];
+    struct buffer fields; /* of SUBMIT, from the id on, without the credit */
+    uint64_t deadline_ms;
+    enum stream_state state;
+    uint32_t number;    /* on this connection */
+    bool sent;          /* SUBMIT went out, on whatever connection */
+    bool accepted;      /* in `life` */
+    bool orphan;        /* the user freed it; it lives until its CANCEL is sent */
+    bool cancel_sent;   /* on this connection */
+    atomic_bool cancel; /* wanted; set from any thread */
+    uint64_t life;
+    struct choice *choices;
+    uint32_t n_choices;
+
+    struct piece *first, *last, *reading;
+    uint32_t unread; /* ids in the pieces that were not given out */
+    uint32_t credit; /* ids the server may send */
+
+    int result; /* TANDEM_AGAIN until the last piece is there */
+    uint32_t retry_after_ms;
+    char *message, *param;
+};
+
+struct core_options {
+    uint32_t n_servers, connect_timeout_ms, give_up_ms, failover_ms, credit;
+    char key[TSP_MAX_KEY_BYTES + 1], name[TSP_MAX_NAME_BYTES + 1];
+};
+
+struct core {
+    struct core_options options;
+    uint64_t now_ms;
+    enum link link;
+    uint32_t server; /* index of the one to connect to, or connected to */
+    struct buffer in, out;
+
+    /* of this connection */
+    struct tsp_welcome welcome;
+    uint64_t since_ms, heard_ms;
+    bool pinged;
+    bool leaving; /* nothing new is sent on it: another server takes that */
+    uint32_t last_number;
+    uint32_t n_attached, attached_room;
+    struct tandem_stream **attached; /* ascending by number */
+
+    /* across connections */
+    uint64_t connect_at_ms;
+    uint32_t pause_ms;
+    uint64_t trouble_ms; /* when the last word about a stream was too long ago; NEVER: it is not */
+    char reason[200];    /* of the last loss */
+    uint64_t reconnects;
+    struct tandem_stream *streams;
+    uint32_t n_live;                       /* neither over nor orphans */
+    uint32_t n_waiting;                    /* STREAM_WAITING, orphans too */
+    uint64_t earliest_ms;                  /* no stream's deadline is before */
+    atomic_bool cancels;                   /* some stream's `cancel` was set */
+    struct tandem_stream *ready, *readied; /* first and last with something to give out */
+};
+
+void core_init(struct core *core, const struct core_options *options);
+/* Frees all streams too. */
+void core_free(struct core *core);
+
+bool core_wants_connection(const struct core *core);
+void core_opened(struct core *core, uint64_t now_ms);
+void core_feed(struct core *core, const void *bytes, size_t size, uint64_t now_ms);
+/* The connection is gone, or could not be made. */
+void core_lost(struct core *core, const char *reason, uint64_t now_ms);
+void core_tick(struct core *core, uint64_t now_ms);
+/* When core_tick has something to do though nothing was received. */
+uint64_t core_deadline(const struct core *core);
+/* CANCEL for every stream, and BYE. */
+void core_bye(struct core *core);
+
+/* ---- for stream.c */
+
+void core_send(struct core *core, const struct tsp_message *message);
+/* Fails the connection for what the server sent. */
+void core_breach(struct core *core, const char *reason);
+/* A frame about a stream came: the server is at work. */
+void core_progress(struct core *core);
+
+/* ---- streams (stream.c) */
+
+/* Takes `fields` over. NULL without memory. */
+struct tandem_stream *stream_create(struct core *core, const uint8_t id[TSP_ID_BYTES], struct buffer *fields,
+                                    uint64_t deadline_ms);
+/* By the user: an answer that has not ended is cancelled. */
+void stream_free(struct tandem_stream *stream);
+/* Frees it without a word. */
+void stream_destroy(struct tandem_stream *stream);
+/* Sends what brings the waiting streams onto this connection, as far as it has room. */
+void streams_attach(struct core *core);
+/* The connection is gone. */
+void streams_detach(struct core *core);
+/* A frame of stream message->stream. */
+void stream_take(struct core *core, const struct tsp_message *message);
+/* CANCEL for those whose user asked for it. */
+void streams_cancel(struct core *core);
+/* Deadlines that have passed. */
+void streams_expire(struct core *core);
+/* The server was started anew, or it is another one. */
+void streams_of_other_lives(struct core *core, uint64_t life);
+void stream_fail(struct tandem_stream *stream, int code, const char *message);
+void streams_fail(struct core *core, int code, const char *message);
+
+/* ---- pieces (piece.c) */
+
+struct piece_parts {
+    uint32_t choice;
+    uint64_t offset;
+    struct tsp_bytes ids, text, reasoning, logprobs;
+    enum tandem_finish finish;
+    bool last;
+    struct tandem_usage usage;
+};
+
+/* Copies the parts behind the pieces that wait. False without memory. */
+bool piece_add(struct tandem_stream *stream, const struct piece_parts *parts);
+void pieces_free(struct tandem_stream *stream);
+/* Gives out the next piece: TANDEM_OK, or the stream's result. What it gave before is freed. */
+int stream_read(struct tandem_stream *stream, struct tandem_event *event);
+/* Takes the first stream off the queue of those that have something to give out; NULL without one. */
+struct tandem_stream *stream_next_ready(struct core *core);
+void stream_set_ready(struct tandem_stream *stream);
+void stream_unset_ready(struct tandem_stream *stream);
+
+#endif

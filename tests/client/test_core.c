@@ -1,0 +1,449 @@
+/* The client's session against scripted bytes: what it says, when it connects, and what it makes of what it hears. */
+#include "tests/client/support_core.h"
+
+static struct tandem_error error_of(const struct tandem_stream *stream) {
+    struct tandem_error error = {0};
+    EXPECT(tandem_stream_error(stream, &error));
+    return error;
+}
+
+/* An accepted stream of `choices`, number 1. */
+static struct tandem_stream *running(struct rig *rig, uint32_t choices) {
+    struct tandem_stream *stream = rig_submit(rig, 5, NEVER);
+    rig_connect(rig);
+    rig_hear(rig, TSP_SUBMIT, 1);
+    rig_accept(rig, 1, 5, choices);
+    return stream;
+}
+
+TEST(greets_with_key_and_submits_with_credit) {
+    struct rig rig;
+    struct core_options options = rig_options();
+    rig_start(&rig, &options);
+    EXPECT(!core_wants_connection(&rig.core));
+    rig_submit(&rig, 5, NEVER);
+    core_tick(&rig.core, rig.now_ms);
+    EXPECT(core_wants_connection(&rig.core));
+    core_opened(&rig.core, rig.now_ms);
+    buffer_consume(&rig.core.out, TSP_MAGIC_BYTES);
+    struct tsp_message hello = rig_hear(&rig, TSP_HELLO, 0);
+    EXPECT_EQ(hello.body.hello.key.size, 6);
+    EXPECT(memcmp(hello.body.hello.key.data, "s3cret", 6) == 0);
+    EXPECT_EQ(rig.core.out.size, 0); /* nothing before WELCOME */
+    rig_welcome(&rig, LIFE);
+    struct tsp_message submit = rig_hear(&rig, TSP_SUBMIT, 1);
+    EXPECT_EQ(submit.body.submit.request_id[0], 5);
+    EXPECT_EQ(submit.body.submit.credit, 8);
+    core_free(&rig.core);
+}
+
+TEST(an_answer_however_its_bytes_arrive) {
+    for (size_t step = 1; step < 80; step++) {
+        struct rig rig;
+        struct core_options options = rig_options();
+        struct tandem_event event;
+        rig_start(&rig, &options);
+        rig.step = step;
+        struct tandem_stream *stream = running(&rig, 1);
+        rig_tokens(&rig, 1, 0, 0, 2);
+        rig_tokens(&rig, 1, 0, 2, 1);
+        rig_done(&rig, 1, 0, 3, true, 0);
+        EXPECT_EQ(stream_read(stream, &event), TANDEM_OK);
+        EXPECT_EQ(event.n_ids, 2);
+        EXPECT_EQ(event.ids[1], 1);
+        EXPECT_TEXT(event.text, "t");
+        EXPECT_EQ(event.finish, TANDEM_FINISH_NONE);
+        EXPECT_EQ(stream_read(stream, &event), TANDEM_OK);
+        EXPECT_EQ(event.offset, 2);
+        EXPECT_EQ(stream_read(stream, &event), TANDEM_OK);
+        EXPECT(event.last);
+        EXPECT_EQ(event.finish, TANDEM_FINISH_STOP);
+        EXPECT_EQ(event.usage.completion_tokens, 3);
+        EXPECT_EQ(stream_read(stream, &event), TANDEM_END);
+        EXPECT_EQ(stream_read(stream, &event), TANDEM_END);
+        rig_hear(&rig, TSP_ACK, 1);
+        core_free(&rig.core);
+    }
+}
+
+TEST(a_loss_before_accepted_submits_again_and_after_it_resumes) {
+    struct rig rig;
+    struct core_options options = rig_options();
+    int result;
+    rig_start(&rig, &options);
+    struct tandem_stream *stream = rig_submit(&rig, 5, NEVER);
+    rig_connect(&rig);
+    rig_hear(&rig, TSP_SUBMIT, 1);
+    rig_lose(&rig);
+    rig_connect(&rig);
+    EXPECT_EQ(rig_hear(&rig, TSP_SUBMIT, 1).body.submit.request_id[0], 5);
+    rig_accept(&rig, 1, 5, 2);
+    rig_tokens(&rig, 1, 0, 0, 3);
+    rig_tokens(&rig, 1, 1, 0, 1);
+    rig_done(&rig, 1, 1, 1, false, 0);
+    rig_lose(&rig);
+    rig_connect(&rig);
+    struct tsp_message resume = rig_hear(&rig, TSP_RESUME, 1);
+    EXPECT_EQ(resume.body.resume.request_id[0], 5);
+    EXPECT_EQ(resume.body.resume.offsets.size, 16);
+    EXPECT_EQ(tsp_u64_at(resume.body.resume.offsets, 0), 3);
+    EXPECT_EQ(tsp_u64_at(resume.body.resume.offsets, 1), 1);
+    EXPECT_EQ(resume.body.resume.credit, 4); /* 8, and 4 ids lie unread */
+    rig_accept(&rig, 1, 5, 2);
+    rig_done(&rig, 1, 1, 1, false, 0); /* comes again, and is passed over */
+    rig_tokens(&rig, 1, 0, 3, 2);
+    rig_done(&rig, 1, 0, 5, true, 0);
+    EXPECT_EQ(rig_read(stream, &result), 6);
+    EXPECT_EQ(result, TANDEM_END);
+    EXPECT_EQ(rig.core.reconnects, 2);
+    core_free(&rig.core);
+}
+
+TEST(what_does_not_fit_together_is_a_mismatch) {
+    for (int kind = 0; kind < 5; kind++) {
+        struct rig rig;
+        struct core_options options = rig_options();
+        int result;
+        rig_start(&rig, &options);
+        struct tandem_stream *stream = running(&rig, 2);
+        rig_tokens(&rig, 1, 0, 0, 2);
+        switch (kind) {
+        case 0: rig_tokens(&rig, 1, 0, 3, 1); break;      /* a gap */
+        case 1: rig_tokens(&rig, 1, 2, 0, 1); break;      /* no such choice */
+        case 2: rig_done(&rig, 1, 0, 2, false, 1); break; /* another checksum */
+        case 3: rig_done(&rig, 1, 0, 1, false, 0); break; /* another count */
+        default: rig_done(&rig, 1, 0, 2, true, 0); break; /* choice 1 has no end */
+        }
+        rig_hear(&rig, TSP_CANCEL, 1);
+        EXPECT_EQ(rig_read(stream, &result), 2);
+        EXPECT_EQ(result, TANDEM_MISMATCH);
+        EXPECT(error_of(stream).message[0] != '\0');
+        EXPECT_EQ(rig.core.link, LINK_OPEN); /* other streams go on */
+        core_free(&rig.core);
+    }
+}
+
+TEST(credit_bounds_what_lies_unread) {
+    struct rig rig;
+    struct core_options options = rig_options();
+    struct tandem_event event;
+    rig_start(&rig, &options);
+    struct tandem_stream *stream = running(&rig, 1);
+    rig_tokens(&rig, 1, 0, 0, 3);
+    rig_tokens(&rig, 1, 0, 3, 5);
+    EXPECT_EQ(rig.core.out.size, 0);
+    stream_read(stream, &event);
+    EXPECT_EQ(rig.core.out.size, 0); /* 3 are not worth a frame */
+    stream_read(stream, &event);
+    EXPECT_EQ(rig_hear(&rig, TSP_CREDIT, 1).body.credit.tokens, 8);
+    rig_tokens(&rig, 1, 0, 8, 8);
+    rig_tokens(&rig, 1, 0, 16, 1);
+    EXPECT_EQ(stream_read(stream, &event), TANDEM_OK);
+    EXPECT_EQ(stream_read(stream, &event), TANDEM_MISMATCH);
+    core_free(&rig.core);
+}
+
+TEST(errors_of_a_stream_end_it_alone) {
+    struct rig rig;
+    struct core_options options = rig_options();
+    int result;
+    rig_start(&rig, &options);
+    struct tandem_stream *stream = running(&rig, 1);
+    struct tandem_stream *other = rig_submit(&rig, 6, NEVER);
+    core_tick(&rig.core, rig.now_ms);
+    rig_hear(&rig, TSP_SUBMIT, 2);
+    rig_error(&rig, 2, TSP_CODE_QUEUE_FULL, "come again");
+    rig_hear(&rig, TSP_ACK, 2);
+    rig_read(other, &result);
+    EXPECT_EQ(result, TSP_CODE_QUEUE_FULL);
+    EXPECT_TEXT(error_of(other).message, "come again");
+    EXPECT_EQ(error_of(other).retry_after_ms, 700);
+    rig_read(stream, &result);
+    EXPECT_EQ(result, TANDEM_AGAIN);
+    core_free(&rig.core);
+}
+
+TEST(a_wrong_key_fails_all_and_connects_no_more) {
+    struct rig rig;
+    struct core_options options = rig_options();
+    int result;
+    rig_start(&rig, &options);
+    struct tandem_stream *stream = rig_submit(&rig, 5, NEVER);
+    rig_open(&rig);
+    rig_error(&rig, 0, TSP_CODE_UNAUTHORIZED, "No valid API key");
+    rig_read(stream, &result);
+    EXPECT_EQ(result, TSP_CODE_UNAUTHORIZED);
+    rig.now_ms += 10000;
+    core_tick(&rig.core, rig.now_ms);
+    EXPECT(!core_wants_connection(&rig.core));
+    core_free(&rig.core);
+}
+
+TEST(another_life_loses_what_was_begun_and_asks_again_for_the_rest) {
+    struct rig rig;
+    struct core_options options = rig_options();
+    int result;
+    rig_start(&rig, &options);
+    struct tandem_stream *begun = running(&rig, 1);
+    struct tandem_stream *accepted = rig_submit(&rig, 6, NEVER);
+    core_tick(&rig.core, rig.now_ms);
+    rig_hear(&rig, TSP_SUBMIT, 2);
+    rig_accept(&rig, 2, 6, 1);
+    rig_tokens(&rig, 1, 0, 0, 1);
+    rig_lose(&rig);
+    rig_open(&rig);
+    rig_welcome(&rig, LIFE + 1);
+    EXPECT_EQ(rig_read(begun, &result), 1);
+    EXPECT_EQ(result, TANDEM_LOST);
+    EXPECT_EQ(rig_hear(&rig, TSP_SUBMIT, 1).body.submit.request_id[0], 6);
+    rig_read(accepted, &result);
+    EXPECT_EQ(result, TANDEM_AGAIN);
+    core_free(&rig.core);
+}
+
+TEST(cancel_before_and_after_the_submit) {
+    struct rig rig;
+    struct core_options options = rig_options();
+    struct tandem_event event;
+    rig_start(&rig, &options);
+    struct tandem_stream *unsent = rig_submit(&rig, 6, NEVER);
+    atomic_store(&unsent->cancel, true);
+    atomic_store(&rig.core.cancels, true);
+    core_tick(&rig.core, rig.now_ms);
+    EXPECT_EQ(stream_read(unsent, &event), TANDEM_OK);
+    EXPECT_EQ(event.finish, TANDEM_FINISH_CANCELLED);
+    EXPECT_EQ(stream_read(unsent, &event), TANDEM_END);
+    EXPECT(!core_wants_connection(&rig.core));
+    struct tandem_stream *sent = running(&rig, 1);
+    atomic_store(&sent->cancel, true);
+    atomic_store(&rig.core.cancels, true);
+    core_tick(&rig.core, rig.now_ms);
+    rig_hear(&rig, TSP_CANCEL, 1);
+    rig_lose(&rig);
+    rig_connect(&rig); /* it is still wanted */
+    rig_hear(&rig, TSP_RESUME, 1);
+    rig_hear(&rig, TSP_CANCEL, 1);
+    core_free(&rig.core);
+}
+
+TEST(a_freed_stream_is_cancelled_on_this_connection_or_the_next) {
+    struct rig rig;
+    struct core_options options = rig_options();
+    rig_start(&rig, &options);
+    struct tandem_stream *first = running(&rig, 1);
+    struct tandem_stream *second = rig_submit(&rig, 6, NEVER);
+    core_tick(&rig.core, rig.now_ms);
+    rig_hear(&rig, TSP_SUBMIT, 2);
+    stream_free(first);
+    rig_hear(&rig, TSP_CANCEL, 1);
+    rig_tokens(&rig, 1, 0, 0, 1); /* was on its way */
+    rig_done(&rig, 1, 0, 1, true, 0);
+    rig_hear(&rig, TSP_ACK, 1);
+    rig_lose(&rig);
+    stream_free(second);
+    rig_connect(&rig);
+    struct tsp_message cancel = rig_hear(&rig, TSP_CANCEL, 1);
+    EXPECT_EQ(cancel.body.cancel.request_id[0], 6);
+    EXPECT(rig.core.streams == NULL);
+    core_free(&rig.core);
+}
+
+TEST(deadlines_of_a_request_of_the_greeting_and_of_all_servers) {
+    struct rig rig;
+    struct core_options options = rig_options();
+    int result;
+    rig_start(&rig, &options);
+    struct tandem_stream *hasty = rig_submit(&rig, 5, 3000);
+    struct tandem_stream *patient = rig_submit(&rig, 6, NEVER);
+    rig_open(&rig);
+    EXPECT_EQ(core_deadline(&rig.core), 3000);
+    core_tick(&rig.core, 3000);
+    rig_read(hasty, &result);
+    EXPECT_EQ(result, TANDEM_TIMEOUT);
+    EXPECT_EQ(core_deadline(&rig.core), 6000); /* opened at 1000, 5000 to greet */
+    core_tick(&rig.core, 5999);
+    EXPECT_EQ(rig.core.link, LINK_GREETING);
+    core_tick(&rig.core, 6000);
+    EXPECT_EQ(rig.core.link, LINK_NONE);
+    core_tick(&rig.core, 60999);
+    rig_read(patient, &result);
+    EXPECT_EQ(result, TANDEM_AGAIN);
+    core_tick(&rig.core, 61000); /* 60 s after the first attempt began */
+    rig_read(patient, &result);
+    EXPECT_EQ(result, TANDEM_UNREACHABLE);
+    core_free(&rig.core);
+}
+
+TEST(silence_is_answered_by_ping_and_then_by_a_loss) {
+    struct rig rig;
+    struct core_options options = rig_options();
+    rig_start(&rig, &options);
+    running(&rig, 1);
+    EXPECT_EQ(core_deadline(&rig.core), 21000);
+    core_tick(&rig.core, 20999);
+    EXPECT_EQ(rig.core.out.size, 0);
+    core_tick(&rig.core, 21000);
+    rig_hear(&rig, TSP_PING, 0);
+    core_tick(&rig.core, 40999);
+    EXPECT_EQ(rig.core.link, LINK_OPEN);
+    EXPECT_EQ(rig.core.out.size, 0); /* one is enough */
+    core_tick(&rig.core, 41000);
+    EXPECT_EQ(rig.core.link, LINK_NONE);
+    core_free(&rig.core);
+}
+
+TEST(ping_is_answered) {
+    struct rig rig;
+    struct core_options options = rig_options();
+    struct tsp_message ping = {.type = TSP_PING, .given = 1u << TSP_PING_DATA, .body.ping.data = 99};
+    rig_start(&rig, &options);
+    running(&rig, 1);
+    rig_say(&rig, &ping);
+    EXPECT_EQ(rig_hear(&rig, TSP_PONG, 0).body.ping.data, 99);
+    core_free(&rig.core);
+}
+
+TEST(pauses_grow_until_a_stream_is_heard_of) {
+    struct rig rig;
+    struct core_options options = rig_options();
+    rig_start(&rig, &options);
+    running(&rig, 1);
+    static const uint64_t pauses[] = {0, 20, 40, 80, 160, 320, 640, 1280, 2000, 2000};
+    for (size_t i = 0; i < sizeof pauses / sizeof pauses[0]; i++) {
+        core_lost(&rig.core, "refused", rig.now_ms);
+        EXPECT_EQ(rig.core.connect_at_ms - rig.now_ms, pauses[i]);
+        rig.now_ms = rig.core.connect_at_ms;
+        rig_open(&rig);
+    }
+    rig_welcome(&rig, LIFE);
+    rig_hear(&rig, TSP_RESUME, 1);
+    rig_accept(&rig, 1, 5, 1);
+    core_lost(&rig.core, "cut", rig.now_ms);
+    EXPECT_EQ(rig.core.connect_at_ms, rig.now_ms);
+    core_free(&rig.core);
+}
+
+TEST(the_next_server_is_tried_unless_this_one_holds_an_answer) {
+    struct rig rig;
+    struct core_options options = rig_options();
+    options.n_servers = 2;
+    rig_start(&rig, &options);
+    rig_submit(&rig, 5, NEVER);
+    rig_open(&rig);
+    rig_lose(&rig);
+    EXPECT_EQ(rig.core.server, 1);
+    rig_connect(&rig);
+    rig_hear(&rig, TSP_SUBMIT, 1);
+    rig_accept(&rig, 1, 5, 1);
+    rig_lose(&rig);
+    EXPECT_EQ(rig.core.server, 1);
+    rig_open(&rig);
+    rig_lose(&rig); /* 5 s later */
+    EXPECT_EQ(rig.core.server, 1);
+    rig_open(&rig);
+    rig_lose(&rig); /* 10 s: long enough waited */
+    EXPECT_EQ(rig.core.server, 0);
+    core_free(&rig.core);
+}
+
+TEST(a_drain_sends_new_requests_to_the_next_server) {
+    struct rig rig;
+    struct core_options options = rig_options();
+    struct tsp_message drain = {.type = TSP_DRAIN, .given = 1u << TSP_DRAIN_DEADLINE_MS};
+    options.n_servers = 2;
+    rig_start(&rig, &options);
+    running(&rig, 1);
+    rig_say(&rig, &drain);
+    rig_submit(&rig, 6, NEVER);
+    core_tick(&rig.core, rig.now_ms);
+    EXPECT_EQ(rig.core.out.size, 0); /* waits for the first to end here */
+    rig_done(&rig, 1, 0, 0, true, 0);
+    EXPECT_EQ(rig.core.link, LINK_NONE);
+    EXPECT_EQ(rig.core.server, 1);
+    rig_connect(&rig);
+    EXPECT_EQ(rig_hear(&rig, TSP_SUBMIT, 1).body.submit.request_id[0], 6);
+    core_free(&rig.core);
+}
+
+TEST(streams_above_the_servers_limit_wait) {
+    struct rig rig;
+    struct core_options options = rig_options();
+    rig_start(&rig, &options);
+    for (uint8_t id = 1; id <= 5; id++) {
+        rig_submit(&rig, id, NEVER);
+    }
+    rig_connect(&rig);
+    for (uint32_t number = 1; number <= 4; number++) {
+        rig_hear(&rig, TSP_SUBMIT, number);
+    }
+    EXPECT_EQ(rig.core.out.size, 0);
+    rig_error(&rig, 2, TSP_CODE_INVALID, "no");
+    rig_hear(&rig, TSP_ACK, 2);
+    rig_hear(&rig, TSP_SUBMIT, 5);
+    core_free(&rig.core);
+}
+
+TEST(bytes_that_are_no_frames_lose_the_connection_and_nothing_else) {
+    struct rig rig;
+    struct core_options options = rig_options();
+    uint8_t garbage[64];
+    int result;
+    memset(garbage, 0x55, sizeof garbage);
+    rig_start(&rig, &options);
+    struct tandem_stream *stream = running(&rig, 1);
+    rig_feed(&rig, garbage, sizeof garbage);
+    EXPECT_EQ(rig.core.link, LINK_NONE);
+    rig_read(stream, &result);
+    EXPECT_EQ(result, TANDEM_AGAIN);
+    rig_connect(&rig);
+    rig_hear(&rig, TSP_RESUME, 1);
+    core_free(&rig.core);
+}
+
+TEST(requests_take_the_fields_of_the_protocol_by_name) {
+    struct tandem_request *request = tandem_request_create();
+    static const uint32_t ids[] = {1, 2};
+    static const float values[] = {1.5f, -1};
+    const struct tandem_message message = {.role = "user", .content = "hello"};
+    EXPECT_EQ(tandem_request_int(request, "max_tokens", 7), TANDEM_OK);
+    EXPECT_EQ(tandem_request_int(request, "seed", UINT64_MAX), TANDEM_OK);
+    EXPECT_EQ(tandem_request_float(request, "temperature", 0.5), TANDEM_OK);
+    EXPECT_EQ(tandem_request_text(request, "stop", "a", 1), TANDEM_OK);
+    EXPECT_EQ(tandem_request_text(request, "stop", "b", 1), TANDEM_OK);
+    EXPECT_EQ(tandem_request_ids(request, "stop_token_ids", ids, 2), TANDEM_OK);
+    EXPECT_EQ(tandem_request_bias(request, ids, values, 2), TANDEM_OK);
+    EXPECT_EQ(tandem_request_message(request, &message), TANDEM_OK);
+    struct buffer payload = {0};
+    struct tsp_writer writer = tsp_writer(buffer_reserve(&payload, 512), 512);
+    uint8_t id[TSP_ID_BYTES] = {1};
+    tsp_begin(&writer, TSP_SUBMIT, 0, 1);
+    tsp_put_bytes(&writer, TSP_SUBMIT_REQUEST_ID, id, sizeof id);
+    write_bytes(&writer.out, request->fields.data, request->fields.size);
+    tsp_end(&writer);
+    struct tsp_frame frame;
+    struct tsp_message decoded;
+    size_t used;
+    EXPECT_OK(tsp_frame_decode(payload.data, writer.out.size, ROOM, &frame, &used));
+    EXPECT_OK(tsp_decode(&frame, &decoded));
+    EXPECT_EQ(decoded.given,
+              1ull << 1 | 1ull << 7 | 1ull << 11 | 1ull << 15 | 1ull << 29 | 1ull << 31 | 1ull << 33 | 1ull << 35);
+    buffer_free(&payload);
+    tandem_request_free(request);
+}
+
+TEST(requests_refuse_what_is_no_field) {
+    struct tandem_request *request = tandem_request_create();
+    const struct tandem_message nobody = {.content = "hello"};
+    EXPECT_EQ(tandem_request_int(request, "max_token", 7), TANDEM_MISUSE);
+    EXPECT_EQ(tandem_request_int(request, "credit", 7), TANDEM_MISUSE);
+    EXPECT_EQ(tandem_request_int(request, "temperature", 7), TANDEM_MISUSE);
+    EXPECT_EQ(tandem_request_int(request, "max_tokens", 1ull << 32), TANDEM_MISUSE);
+    EXPECT_EQ(tandem_request_int(request, "ignore_eos", 2), TANDEM_MISUSE);
+    EXPECT_EQ(tandem_request_text(request, "n", "7", 1), TANDEM_MISUSE);
+    EXPECT_EQ(tandem_request_float(request, "n", 7), TANDEM_MISUSE);
+    EXPECT_EQ(tandem_request_message(request, &nobody), TANDEM_MISUSE);
+    EXPECT_EQ(tandem_request_float(request, "top_p", 0.5), TANDEM_OK);
+    EXPECT_EQ(tandem_request_float(request, "top_p", 0.5), TANDEM_MISUSE); /* twice */
+    EXPECT_EQ(request->result, TANDEM_MISUSE);
+    tandem_request_free(request);
+}
