@@ -19,7 +19,7 @@
 /* The most that one rank may bring to our own kernels: what it pushes grows with the world, so this shrinks. Of that,
  * messages up to the first size travel as packets, larger ones plainly (comm_p2p_kernels.h). */
 static inline size_t comm_p2p_packets_bytes(uint32_t world) {
-    return ((size_t)2 << 20) / world / 256 * 256;
+    return ((size_t)1 << 20) / world / 256 * 256;
 }
 
 static inline size_t comm_p2p_most_bytes(uint32_t world) {
