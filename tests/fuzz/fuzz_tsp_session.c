@@ -60,8 +60,8 @@ static void check_output(const struct buf *out) {
 }
 
 static uint64_t run(const struct buf *bytes, size_t step) {
-    struct host_stub stub = {0};
-    struct tsp_session_config config = host_stub_config(&stub);
+    struct scripted_host host = {0};
+    struct tsp_session_config config = scripted_host_config(&host);
     struct tsp_session *session = tsp_session_create(&config, 0);
     for (size_t at = 0; at < bytes->size; at += step) {
         size_t n = bytes->size - at < step ? bytes->size - at : step;
@@ -78,7 +78,7 @@ static uint64_t run(const struct buf *bytes, size_t step) {
     tsp_session_tick(session, silent_ms);
     CHECK(tsp_session_over(session), "a silent peer is kept");
     tsp_session_destroy(session);
-    CHECK(stub.opened == stub.closed, "%u streams opened, %u closed", stub.opened, stub.closed);
+    CHECK(host.opened == host.closed, "%u streams opened, %u closed", host.opened, host.closed);
     return hash;
 }
 

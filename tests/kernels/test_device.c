@@ -12,6 +12,7 @@
 #include "kernels/cpu/cpu_device.h"
 #include "runtime/base/clock.h"
 #include "tests/harness/test.h"
+#include "tests/kernels/support_gate.h"
 
 struct machine {
     const struct kernel_ops *ops;
@@ -94,24 +95,6 @@ TEST(impossible_devices_are_refused) {
 
 /* ---- streams */
 
-/* A stream that is held up by a semaphore. */
-struct gate {
-    sem_t open;
-    _Atomic bool passed;
-};
-
-static void pass_gate(void *argument) {
-    struct gate *gate = *(struct gate **)argument;
-    while (sem_wait(&gate->open) != 0) {
-    }
-    atomic_store(&gate->passed, true);
-}
-
-static void hold(struct machine *machine, struct kernel_stream *stream, struct gate *gate) {
-    sem_init(&gate->open, 0, 0);
-    EXPECT_OK(machine->ops->host_call(stream, pass_gate, &gate, sizeof gate));
-}
-
 TEST(ops_are_asynchronous_and_in_order) {
     struct machine machine = machine_open(1, false);
     struct gate gate = {.passed = false};
@@ -119,7 +102,7 @@ TEST(ops_are_asynchronous_and_in_order) {
     char first[64] = {0};
     char second[64] = {0};
     memset(source, 1, sizeof source);
-    hold(&machine, machine.stream, &gate);
+    hold(machine.ops, machine.stream, &gate);
     EXPECT_OK(machine.ops->copy(machine.stream, first, source, 64, KERNEL_COPY_TO_DEVICE));
     EXPECT_OK(machine.ops->fill(machine.stream, source, 2, 64));
     EXPECT_OK(machine.ops->copy(machine.stream, second, source, 64, KERNEL_COPY_ON_DEVICE));
@@ -161,7 +144,7 @@ static void push_messages(bool spin) {
     struct machine machine = machine_open(1, spin);
     struct gate gate = {.passed = false};
     uint32_t next = 0;
-    hold(&machine, machine.stream, &gate);
+    hold(machine.ops, machine.stream, &gate);
     pthread_t thread;
     EXPECT_EQ(pthread_create(&thread, NULL, open_later, &gate), 0);
     for (uint32_t i = 0; i < 30000; i++) {
@@ -201,7 +184,7 @@ TEST(events_order_streams) {
     EXPECT_OK(machine.ops->stream_sync(other));
     struct gate gate = {.passed = false};
     _Alignas(16) char data[16] = {0};
-    hold(&machine, machine.stream, &gate);
+    hold(machine.ops, machine.stream, &gate);
     EXPECT_OK(machine.ops->fill(machine.stream, data, 1, 8));
     EXPECT_OK(machine.ops->event_record(event, machine.stream));
     EXPECT_OK(machine.ops->event_wait(other, event));
@@ -229,7 +212,7 @@ TEST(events_may_be_recorded_again) {
     struct gate gate = {.passed = false};
     EXPECT_OK(machine.ops->event_record(event, machine.stream));
     EXPECT_OK(machine.ops->event_wait(other, event));
-    hold(&machine, machine.stream, &gate);
+    hold(machine.ops, machine.stream, &gate);
     EXPECT_OK(machine.ops->event_record(event, machine.stream));
     EXPECT_OK(machine.ops->stream_sync(other)); /* waits for the first record alone */
     EXPECT(!atomic_load(&gate.passed));

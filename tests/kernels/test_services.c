@@ -6,6 +6,7 @@
 
 #include "runtime/base/alloc.h"
 #include "tests/harness/test.h"
+#include "tests/kernels/support_gate.h"
 #include "tests/kernels/support_rig.h"
 
 TEST(memory_is_zeroed_aligned_and_counted) {
@@ -40,24 +41,6 @@ TEST(memory_is_zeroed_aligned_and_counted) {
     rig_close(&rig);
 }
 
-/* A stream that is held up by a semaphore. */
-struct gate {
-    sem_t open;
-    _Atomic bool passed;
-};
-
-static void pass_gate(void *argument) {
-    struct gate *gate = *(struct gate **)argument;
-    while (sem_wait(&gate->open) != 0) {
-    }
-    atomic_store(&gate->passed, true);
-}
-
-static void hold(struct rig *rig, struct kernel_stream *stream, struct gate *gate) {
-    sem_init(&gate->open, 0, 0);
-    EXPECT_OK(rig->ops->host_call(stream, pass_gate, &gate, sizeof gate));
-}
-
 enum { N = 64 };
 
 TEST(ops_are_asynchronous_and_in_order) {
@@ -70,7 +53,7 @@ TEST(ops_are_asynchronous_and_in_order) {
     memset(host, 1, N);
     uint8_t *a = rig_alloc(&rig, N);
     uint8_t *b = rig_alloc(&rig, N);
-    hold(&rig, rig.stream, &gate);
+    hold(rig.ops, rig.stream, &gate);
     EXPECT_OK(rig.ops->copy(rig.stream, a, host, N, KERNEL_COPY_TO_DEVICE));
     EXPECT_OK(rig.ops->copy(rig.stream, b, a, N, KERNEL_COPY_ON_DEVICE));
     EXPECT_OK(rig.ops->fill(rig.stream, b + N / 2, 3, N / 2));
@@ -100,7 +83,7 @@ TEST(events_order_streams) {
     EXPECT_OK(rig.ops->stream_sync(other));
     uint8_t *data = rig_alloc(&rig, N);
     EXPECT_OK(rig.ops->stream_sync(rig.stream));
-    hold(&rig, rig.stream, &gate);
+    hold(rig.ops, rig.stream, &gate);
     EXPECT_OK(rig.ops->fill(rig.stream, data, 7, N));
     EXPECT_OK(rig.ops->event_record(event, rig.stream));
     EXPECT_OK(rig.ops->event_wait(other, event));

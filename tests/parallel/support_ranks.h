@@ -32,4 +32,21 @@ void run_as_processes(const struct kernel_ops *kernels, uint32_t world, size_t m
 void run_on_cards(const char *comm, size_t max_bytes, void (*body)(struct rank_run *run));
 void run_as_threads(uint32_t world, size_t max_bytes, bool spin, uint64_t seed, void (*body)(struct rank_run *run));
 
+/* Element i of an array in that format. */
+static inline void put(void *data, size_t i, float value, enum dtype dtype) {
+    if (dtype == DTYPE_F32) {
+        ((float *)data)[i] = value;
+    } else {
+        ((uint16_t *)data)[i] = dtype == DTYPE_BF16 ? f32_to_bf16(value) : f32_to_f16(value);
+    }
+}
+
+static inline float get(const void *data, size_t i, enum dtype dtype) {
+    if (dtype == DTYPE_F32) {
+        return ((const float *)data)[i];
+    }
+    uint16_t half = ((const uint16_t *)data)[i];
+    return dtype == DTYPE_BF16 ? bf16_to_f32(half) : f16_to_f32(half);
+}
+
 #endif

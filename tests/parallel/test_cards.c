@@ -72,22 +72,6 @@ static float element(uint32_t rank, size_t i) {
     return (float)(rng_next(&state) % 16) - 8.0f;
 }
 
-static void put(void *data, size_t i, float value, enum dtype dtype) {
-    if (dtype == DTYPE_F32) {
-        ((float *)data)[i] = value;
-    } else {
-        ((uint16_t *)data)[i] = dtype == DTYPE_BF16 ? f32_to_bf16(value) : f32_to_f16(value);
-    }
-}
-
-static float get(const void *data, size_t i, enum dtype dtype) {
-    if (dtype == DTYPE_F32) {
-        return ((const float *)data)[i];
-    }
-    uint16_t half = ((const uint16_t *)data)[i];
-    return dtype == DTYPE_BF16 ? bf16_to_f32(half) : f16_to_f32(half);
-}
-
 static void put_elements(struct rank_run *rank, size_t count, enum dtype dtype) {
     for (size_t i = 0; i < count; i++) {
         put(host, i, element(rank->rank, i), dtype);

@@ -21,22 +21,6 @@ static float element(uint64_t seed, uint32_t round, uint32_t rank, size_t i) {
     return ldexpf(mantissa, (int)(bits >> 56) % 24 - 36);
 }
 
-static void put(void *data, size_t i, float value, enum dtype dtype) {
-    if (dtype == DTYPE_F32) {
-        ((float *)data)[i] = value;
-    } else {
-        ((uint16_t *)data)[i] = dtype == DTYPE_BF16 ? f32_to_bf16(value) : f32_to_f16(value);
-    }
-}
-
-static float get(const void *data, size_t i, enum dtype dtype) {
-    if (dtype == DTYPE_F32) {
-        return ((const float *)data)[i];
-    }
-    uint16_t half = ((const uint16_t *)data)[i];
-    return dtype == DTYPE_BF16 ? bf16_to_f32(half) : f16_to_f32(half);
-}
-
 /* The definition, one element at a time. */
 static float expected_sum(const struct rank_run *run, uint32_t round, size_t i, enum dtype dtype) {
     char cell[4];

@@ -11,7 +11,7 @@
 
 #define HOST_MAX_IDS 64 /* an answer's length */
 
-struct host_stub {
+struct scripted_host {
     uint32_t opened, closed, lost, acks, cancels, credits;
     struct {
         bool open;
@@ -19,19 +19,19 @@ struct host_stub {
     } streams[256]; /* by number, for those below */
 };
 
-static inline void host_stub_close(struct host_stub *stub, struct tsp_stream *stream) {
-    CHECK(stream->request == stub, "a stream without its request");
-    stub->closed++;
-    stub->streams[stream->id % 256].open = false;
+static inline void scripted_host_close(struct scripted_host *host, struct tsp_stream *stream) {
+    CHECK(stream->request == host, "a stream without its request");
+    host->closed++;
+    host->streams[stream->id % 256].open = false;
 }
 
-static inline bool host_stub_authorize(void *context, struct tsp_bytes key, uint64_t *owner) {
+static inline bool scripted_host_authorize(void *context, struct tsp_bytes key, uint64_t *owner) {
     (void)context;
     *owner = key.size;
     return key.size == 0 || (key.size == 4 && memcmp(key.data, "good", 4) == 0);
 }
 
-static inline void host_stub_end(struct tsp_stream *stream, enum tsp_finish finish, uint64_t tokens) {
+static inline void scripted_host_end(struct tsp_stream *stream, enum tsp_finish finish, uint64_t tokens) {
     struct tsp_message done = {.type = TSP_DONE,
                                .flags = TSP_END,
                                .given = 1u << TSP_DONE_CHOICE | 1u << TSP_DONE_FINISH | 1u << TSP_DONE_TOKENS |
@@ -41,9 +41,9 @@ static inline void host_stub_end(struct tsp_stream *stream, enum tsp_finish fini
     tsp_stream_send(stream, &done);
 }
 
-static inline void host_stub_deliver(struct host_stub *stub, struct tsp_stream *stream) {
+static inline void scripted_host_deliver(struct scripted_host *host, struct tsp_stream *stream) {
     static const uint8_t ids[4 * 8];
-    uint64_t *sent = &stub->streams[stream->id % 256].sent;
+    uint64_t *sent = &host->streams[stream->id % 256].sent;
     while (*sent < HOST_MAX_IDS && stream->credit > 0 && tsp_session_has_room(stream->session)) {
         uint64_t n = stream->credit < 8 ? stream->credit : 8;
         struct tsp_message tokens = {.type = TSP_TOKENS,
@@ -54,13 +54,13 @@ static inline void host_stub_deliver(struct host_stub *stub, struct tsp_stream *
         *sent += n;
         stream->credit -= stream->credit != TSP_NO_CREDIT_LIMIT ? n : 0;
         if (*sent >= HOST_MAX_IDS) {
-            host_stub_end(stream, TSP_FINISH_LENGTH, *sent);
+            scripted_host_end(stream, TSP_FINISH_LENGTH, *sent);
         }
     }
 }
 
-static inline void host_stub_open(void *context, struct tsp_stream *stream, const struct tsp_message *message) {
-    struct host_stub *stub = context;
+static inline void scripted_host_open(void *context, struct tsp_stream *stream, const struct tsp_message *message) {
+    struct scripted_host *host = context;
     bool submit = message->type == TSP_SUBMIT;
     const uint8_t *id = submit ? message->body.submit.request_id : message->body.resume.request_id;
     CHECK(submit || message->type == TSP_RESUME, "type %d opens no stream", message->type);
@@ -70,83 +70,83 @@ static inline void host_stub_open(void *context, struct tsp_stream *stream, cons
         tsp_stream_error(stream, TSP_CODE_QUEUE_FULL, "full", 1000);
         return;
     }
-    stub->opened++;
-    stub->streams[stream->id % 256].open = true;
-    stub->streams[stream->id % 256].sent = 0;
-    stream->request = stub;
+    host->opened++;
+    host->streams[stream->id % 256].open = true;
+    host->streams[stream->id % 256].sent = 0;
+    stream->request = host;
     struct tsp_message accepted = {.type = TSP_ACCEPTED,
                                    .given = 1u << TSP_ACCEPTED_REQUEST_ID | 1u << TSP_ACCEPTED_PROMPT_TOKENS |
                                             1u << TSP_ACCEPTED_CHOICES};
     memcpy(accepted.body.accepted.request_id, id, TSP_ID_BYTES);
     accepted.body.accepted.choices = 1;
     tsp_stream_send(stream, &accepted);
-    host_stub_deliver(stub, stream);
+    scripted_host_deliver(host, stream);
 }
 
-static inline bool host_stub_cancel_id(void *context, uint64_t owner, const uint8_t id[TSP_ID_BYTES],
-                                       struct tsp_accepted *reply) {
+static inline bool scripted_host_cancel_id(void *context, uint64_t owner, const uint8_t id[TSP_ID_BYTES],
+                                           struct tsp_accepted *reply) {
     (void)context;
     (void)owner;
     reply->choices = 1;
     return id[0] != 0xEE;
 }
 
-static inline void host_stub_cancel(void *context, struct tsp_stream *stream) {
-    struct host_stub *stub = context;
-    stub->cancels++;
-    host_stub_end(stream, TSP_FINISH_CANCELLED, stub->streams[stream->id % 256].sent);
-    host_stub_close(stub, stream);
+static inline void scripted_host_cancel(void *context, struct tsp_stream *stream) {
+    struct scripted_host *host = context;
+    host->cancels++;
+    scripted_host_end(stream, TSP_FINISH_CANCELLED, host->streams[stream->id % 256].sent);
+    scripted_host_close(host, stream);
     tsp_stream_close(stream);
 }
 
-static inline void host_stub_credit(void *context, struct tsp_stream *stream) {
-    struct host_stub *stub = context;
-    stub->credits++;
-    host_stub_deliver(stub, stream);
+static inline void scripted_host_credit(void *context, struct tsp_stream *stream) {
+    struct scripted_host *host = context;
+    host->credits++;
+    scripted_host_deliver(host, stream);
 }
 
-static inline void host_stub_ack(void *context, struct tsp_stream *stream) {
-    struct host_stub *stub = context;
-    if (stub->streams[stream->id % 256].sent >= HOST_MAX_IDS) {
-        stub->acks++;
-        host_stub_close(stub, stream);
+static inline void scripted_host_ack(void *context, struct tsp_stream *stream) {
+    struct scripted_host *host = context;
+    if (host->streams[stream->id % 256].sent >= HOST_MAX_IDS) {
+        host->acks++;
+        scripted_host_close(host, stream);
         tsp_stream_close(stream);
     }
 }
 
-static inline void host_stub_lost(void *context, struct tsp_stream *stream) {
-    struct host_stub *stub = context;
-    stub->lost++;
-    host_stub_close(stub, stream);
+static inline void scripted_host_lost(void *context, struct tsp_stream *stream) {
+    struct scripted_host *host = context;
+    host->lost++;
+    scripted_host_close(host, stream);
 }
 
-static inline void host_stub_status(void *context, struct tsp_status_reply *reply) {
-    struct host_stub *stub = context;
-    reply->running = stub->opened - stub->closed;
+static inline void scripted_host_status(void *context, struct tsp_status_reply *reply) {
+    struct scripted_host *host = context;
+    reply->running = host->opened - host->closed;
 }
 
-static const struct tsp_host host_stub_table = {
-    .authorize = host_stub_authorize,
-    .open = host_stub_open,
-    .cancel_id = host_stub_cancel_id,
-    .cancel = host_stub_cancel,
-    .credit = host_stub_credit,
-    .ack = host_stub_ack,
-    .lost = host_stub_lost,
-    .status = host_stub_status,
+static const struct tsp_host scripted_host_table = {
+    .authorize = scripted_host_authorize,
+    .open = scripted_host_open,
+    .cancel_id = scripted_host_cancel_id,
+    .cancel = scripted_host_cancel,
+    .credit = scripted_host_credit,
+    .ack = scripted_host_ack,
+    .lost = scripted_host_lost,
+    .status = scripted_host_status,
 };
 
-static inline struct tsp_session_config host_stub_config(struct host_stub *stub) {
+static inline struct tsp_session_config scripted_host_config(struct scripted_host *host) {
     return (struct tsp_session_config){
-        .host = &host_stub_table,
-        .context = stub,
+        .host = &scripted_host_table,
+        .context = host,
         .welcome = {.version = TSP_VERSION,
                     .max_frame = 8192,
                     .max_streams = 4,
                     .resume_window_ms = 1000,
                     .ping_ms = 100,
                     .life = 7,
-                    .name = {.data = (const uint8_t *)"stub", .size = 4},
+                    .name = {.data = (const uint8_t *)"host", .size = 4},
                     .model = {.data = (const uint8_t *)"none", .size = 4}},
         .handshake_ms = 50,
         .send_buffer = 1u << 20,

@@ -6,21 +6,21 @@
 #include "tests/server/support_tsp_host.h"
 
 struct rig {
-    struct host_stub stub;
+    struct scripted_host host;
     struct tsp_session *session;
     struct buf in; /* what the client is about to send */
 };
 
 static struct rig *make_rig(void) {
     struct rig *rig = calloc(1, sizeof *rig);
-    struct tsp_session_config config = host_stub_config(&rig->stub);
+    struct tsp_session_config config = scripted_host_config(&rig->host);
     rig->session = tsp_session_create(&config, 0);
     return rig;
 }
 
 static void free_rig(struct rig *rig) {
     tsp_session_destroy(rig->session);
-    EXPECT_EQ(rig->stub.opened, rig->stub.closed); /* no stream was forgotten */
+    EXPECT_EQ(rig->host.opened, rig->host.closed); /* no stream was forgotten */
     buf_free(&rig->in);
     free(rig);
 }
@@ -131,7 +131,7 @@ TEST(bad_beginnings_are_told_and_closed) {
     put_submit(rig, 1, -1, 1);
     feed(rig, 0);
     expect_end(rig, TSP_CODE_BAD_MESSAGE);
-    EXPECT_EQ(rig->stub.opened, 0);
+    EXPECT_EQ(rig->host.opened, 0);
     free_rig(rig);
 }
 
@@ -210,7 +210,7 @@ TEST(credit_bounds_what_is_sent) {
     put(rig, &(struct tsp_message){.type = TSP_ACK, .stream = 1});
     put_credit(rig, 1, 5); /* late, and nothing */
     feed(rig, 0);
-    EXPECT(rig->stub.acks == 1 && !tsp_session_over(rig->session));
+    EXPECT(rig->host.acks == 1 && !tsp_session_over(rig->session));
     free_rig(rig);
 }
 
@@ -315,7 +315,7 @@ TEST(a_lost_connection_gives_its_streams_back) {
     put_submit(rig, 2, 0, 1);
     feed(rig, 0);
     tsp_session_destroy(rig->session);
-    EXPECT_EQ(rig->stub.lost, 2);
+    EXPECT_EQ(rig->host.lost, 2);
     buf_free(&rig->in);
     free(rig);
 }
