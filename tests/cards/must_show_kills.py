@@ -2,6 +2,10 @@
 and what it holds; and the memory in use on each card is, once the group is back, what it was before.
 
     python3 tests/cards/must_show_kills.py [CONFIG] [--kills N] [--streams N]     (configs/h100-x2.yaml, 5, 32)
+    python3 tests/cards/must_show_kills.py [CONFIG] --model DIR --tokens N [--set KEY=VALUE ...]
+
+The embedded model answers sums, in less time than a group takes to come back. For the pause of streams that a kill finds
+in their middle give a large model: its answers run to N tokens each, and every token must be there, once.
 """
 
 import argparse
@@ -16,11 +20,21 @@ from support import Server, answer_of, expect, kill, percentile, stream, sums, w
 SLACK_MIB = 64  # what two starts of the same group may differ by: the driver's own memory
 
 
-class Load:
-    """Threads that ask sums, over and over, until stopped."""
+def check_sum(result, right):
+    expect(answer_of(result["text"]) == right, f"{result['text']!r}, not {right}")
 
-    def __init__(self, server, pairs):
+
+def check_length(result, tokens):
+    expect(len(result["tokens"]) == tokens, f"{len(result['tokens'])} tokens, not {tokens}")
+    expect(result["finish"] == "length", f"it finished with {result['finish']}")
+
+
+class Load:
+    """Threads that ask sums, over and over, until stopped. With `tokens` the answers have that length, right or not."""
+
+    def __init__(self, server, pairs, tokens=None):
         self.server = server
+        self.length = tokens
         self.stopping = False
         self.answers = 0
         self.failures = []
@@ -40,12 +54,17 @@ class Load:
             question, right = pairs[turn % len(pairs)]
             turn += 1
             body = {"messages": [{"role": "user", "content": question}], "temperature": 0}
+            if self.length:
+                body.update(max_tokens=self.length, ignore_eos=True)
             try:
                 result = stream(self.server, body, self.note)
-                expect(result["error"] is None, f"{question}: {result['error']}")
-                expect(answer_of(result["text"]) == right, f"{question}: {result['text']!r}, not {right}")
+                expect(result["error"] is None, str(result["error"]))
+                if self.length:
+                    check_length(result, self.length)
+                else:
+                    check_sum(result, right)
             except Exception as error:
-                self.failures.append(str(error))
+                self.failures.append(f"{question}: {error}")
                 return
             self.answers += 1
             self.times.append(result["times"])
@@ -80,10 +99,17 @@ def main():
     parser.add_argument("config", nargs="?", default="configs/h100-x2.yaml")
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--streams", type=int, default=32)
+    parser.add_argument("--model", metavar="DIR")
+    parser.add_argument("--tokens", type=int)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     args = parser.parse_args()
+    if (args.model is None) != (args.tokens is None):
+        parser.error("--model and --tokens go together")
+    flags = ["--model", args.model] if args.model else []
+    flags += [flag for change in args.set for flag in ("--set", change)]
     idle = used_mib()
-    server = Server(config=args.config)
-    load = Load(server, sums(args.streams))
+    server = Server(*flags, config=args.config)
+    load = Load(server, sums(args.streams), args.tokens)
     wait_for(lambda: load.tokens > 500 or load.failures, "tokens", 120)
     ready = used_mib()
     chance = random.Random(1)
