@@ -21,7 +21,8 @@ def main():
     parser.add_argument("--model", default="configs/models/DeepSeek-R1-Distill-Llama-8B")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     args = parser.parse_args()
-    flags = ["--model", args.model, "--set", "load_format=dummy", "--set", f"memory_limit_gib={args.gib}"]
+    flags = ["--model", args.model, "--set", "load_format=dummy", "--set", "tokenizer=configs/models/tandem-r1-tiny",
+             "--set", f"memory_limit_gib={args.gib}"]
     flags += [flag for change in args.set for flag in ("--set", change)]
     idle = used_mib()
     server = Server(*flags, config=args.config)
