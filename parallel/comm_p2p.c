@@ -73,8 +73,16 @@ static enum status enter(const struct comm *comm) {
 
 /* ---- collectives */
 
+/* Whether a sum goes through the slots. */
 static bool is_own_sum(const struct comm *comm, size_t count, enum dtype dtype) {
-    return count > 0 && count % 8 == 0 && count <= comm->own_bytes / dtype_bytes(dtype);
+    size_t most = comm->own_bytes < comm->group.most_bytes ? comm->own_bytes : comm->group.most_bytes;
+    return count > 0 && count % 8 == 0 && count <= most / dtype_bytes(dtype);
+}
+
+/* Whether a larger one, with the norm behind it, goes through the pipe. */
+static bool is_own_pipe(const struct comm *comm, size_t count, enum dtype dtype) {
+    return comm->group.world == 2 && count > comm->group.most_bytes / dtype_bytes(dtype) &&
+           count <= comm->own_bytes / dtype_bytes(dtype);
 }
 
 static void check_aligned(const void *pointer, size_t alignment) {
@@ -94,7 +102,8 @@ static enum status all_reduce(struct comm *comm, struct kernel_stream *stream, v
 static enum status all_reduce_add_rmsnorm(struct comm *comm, struct kernel_stream *stream, void *data,
                                           const struct op_rmsnorm *args) {
     size_t count = (size_t)args->n_tokens * args->hidden;
-    bool fused = is_own_sum(comm, count, args->delta_dtype) && args->hidden % 8 == 0 &&
+    bool in_slots = is_own_sum(comm, count, args->delta_dtype);
+    bool fused = (in_slots || is_own_pipe(comm, count, args->delta_dtype)) && args->hidden % 8 == 0 &&
                  args->hidden <= P2P_NORM_MAX_HIDDEN && args->out != NULL;
     CHECK(data == args->delta, "the data to sum is not args->delta");
     if (!fused) {
@@ -106,7 +115,8 @@ static enum status all_reduce_add_rmsnorm(struct comm *comm, struct kernel_strea
         check_aligned(pointers[i], 16);
     }
     TRY(enter(comm));
-    return p2p_all_reduce_add_rmsnorm(&comm->group, stream, args);
+    return in_slots ? p2p_all_reduce_add_rmsnorm(&comm->group, stream, args)
+                    : p2p_pipe_add_rmsnorm(&comm->group, stream, args);
 }
 
 static enum status all_gather(struct comm *comm, struct kernel_stream *stream, const void *send, void *recv,
@@ -253,7 +263,8 @@ static enum status allocate_memory(struct comm *comm) {
     struct p2p_group *group = &comm->group;
     char *memory = NULL;
     size_t bytes = comm_p2p_memory_bytes(group->world);
-    uint32_t epochs[COMM_P2P_MAX_BLOCKS];
+    size_t words_end = comm_p2p_pipe_at(group->world);
+    uint32_t epochs[COMM_P2P_MAX_BLOCKS]; /* and the pipe's counts */
     for (uint32_t i = 0; i < COMM_P2P_MAX_BLOCKS; i++) {
         epochs[i] = P2P_FIRST_EPOCH;
     }
@@ -261,9 +272,14 @@ static enum status allocate_memory(struct comm *comm) {
     group->memory[group->rank] = memory;
     group->packets_bytes = comm_p2p_packets_bytes(group->world);
     group->most_bytes = comm_p2p_most_bytes(group->world);
+    group->pipe_at = words_end;
     TRY(cuda_result(cudaMemset(memory, 0, bytes), "cudaMemset"));
-    TRY(cuda_result(cudaMemcpy(memory + bytes - sizeof epochs, epochs, sizeof epochs, cudaMemcpyHostToDevice),
+    TRY(cuda_result(cudaMemcpy(memory + words_end - sizeof epochs, epochs, sizeof epochs, cudaMemcpyHostToDevice),
                     "cudaMemcpy"));
+    if (bytes > words_end) {
+        size_t counts = COMM_P2P_PIPE_BLOCKS * sizeof epochs[0];
+        TRY(cuda_result(cudaMemcpy(memory + bytes - counts, epochs, counts, cudaMemcpyHostToDevice), "cudaMemcpy"));
+    }
     return cuda_result(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
 }
 
@@ -328,7 +344,8 @@ static enum status exchange_memory(struct comm *comm, char *fault, size_t size) 
 }
 
 static enum status prove(struct comm *comm, const struct comm_config *config) {
-    size_t most = comm_p2p_most_bytes(config->world);
+    /* Twice as much as the slots hold lets the proof see the pipe, to which the number of rows makes no difference. */
+    size_t most = comm_p2p_most_bytes(config->world) * (config->world == 2 ? 2 : 1);
     struct comm_proof_config proof = {
         .group = config,
         .own_ops = &comm_p2p_ops,
@@ -336,6 +353,7 @@ static enum status prove(struct comm *comm, const struct comm_config *config) {
         .trusted_ops = &comm_nccl_ops,
         .trusted = comm->nccl,
         .max_bytes = most < config->max_bytes ? most : config->max_bytes,
+        .serves_bytes = most < config->max_bytes && config->world > 2 ? most : config->max_bytes,
     };
     comm->own_bytes = proof.max_bytes;
     comm->group.patience = PROOF_PATIENCE;

@@ -1,11 +1,8 @@
 /* The kernels of comm_p2p; parallel/comm_p2p_kernels.h says how they work. */
 #include "kernels/cuda/block.cuh"
 #include "kernels/cuda/cuda_device.h"
-#include "kernels/cuda/launch.cuh"
-#include "kernels/cuda/rows.cuh"
-#include "parallel/comm_p2p_kernels.h"
+#include "parallel/comm_p2p.cuh"
 
-#define SPINS_PER_LOOK (1u << 14) /* polls between two looks at the host's word, which lies behind the bus */
 #define REDUCE_THREADS 512u
 #define GATHER_THREADS 256u
 
@@ -21,28 +18,8 @@ static __device__ __forceinline__ void push(uint4 *to, packet data, uint32_t epo
                  : "memory");
 }
 
-static __device__ __forceinline__ uint4 look(const uint4 *from) {
-    uint4 seen;
-    asm volatile("ld.volatile.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(seen.x), "=r"(seen.y), "=r"(seen.z), "=r"(seen.w)
-                 : "l"(from)
-                 : "memory");
-    return seen;
-}
-
 static __device__ __forceinline__ bool has_come(const uint4 &seen, uint32_t epoch) {
     return seen.y == epoch && seen.w == epoch;
-}
-
-/* Whether to stop waiting, after `spins` polls in vain. */
-static __device__ __forceinline__ bool gives_up(const p2p_group &group, uint32_t spins) {
-    if (spins % SPINS_PER_LOOK != 0) {
-        return false;
-    }
-    if (*group.state == P2P_GOES_ON && group.patience > 0 && spins / SPINS_PER_LOOK > group.patience) {
-        *group.state = P2P_GAVE_UP;
-    }
-    return *group.state != P2P_GOES_ON;
 }
 
 /* Slots in the memory of rank `owner` for what rank `source` pushes. */
@@ -148,17 +125,6 @@ template <int WORLD> static __device__ __forceinline__ uint32_t peers_of(const p
     return WORLD == 2 ? 1 : group.world - 1;
 }
 
-template <typename T> static __device__ __forceinline__ void round_to(float (&values)[8]) {
-    if constexpr (sizeof(T) == 2) {
-#pragma unroll
-        for (int i = 0; i < 8; i += 2) {
-            float2 pair = widen_pair(T{}, narrow_pair<T>(values[i], values[i + 1]));
-            values[i] = pair.x;
-            values[i + 1] = pair.y;
-        }
-    }
-}
-
 /* Pushes unit u of n_units to all peers. */
 template <typename T, int WORLD>
 static __device__ __forceinline__ void push_unit(const p2p_group &group, uint32_t epoch, size_t u, size_t n_units,
@@ -260,16 +226,10 @@ static __device__ __forceinline__ void push_plainly(const p2p_group &group, uint
 static __device__ __forceinline__ void meet_peers(const p2p_group &group, uint32_t epoch) {
     __syncthreads();
     if (threadIdx.x < group.world && threadIdx.x != group.rank) {
-        uint32_t seen;
-        uint32_t spins = 0;
         uint32_t *theirs = flags_of(group, threadIdx.x, group.rank, epoch) + blockIdx.x;
         const uint32_t *own = flags_of(group, group.rank, threadIdx.x, epoch) + blockIdx.x;
-        __threadfence_system();
-        asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(theirs), "r"(epoch) : "memory");
-        do {
-            asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(seen) : "l"(own) : "memory");
-            spins++;
-        } while (seen != epoch && !gives_up(group, spins));
+        raise_flag(theirs, epoch);
+        await_flag(group, own, epoch);
     }
     __syncthreads();
 }

@@ -8,7 +8,11 @@
  * A rank's memory holds two turns of slots, used by epochs in turns. Two are enough: a rank pushes for epoch e + 2 only
  * after its stream has passed epoch e + 1, for which it needed every peer's data of e + 1, which the peer pushed after
  * its stream had passed epoch e. That rests on stream order: a kernel that was launched early (programmatic dependent
- * launch) waits for the one before it first. */
+ * launch) waits for the one before it first.
+ *
+ * The pipe has its own count, of rows: a block pushes its next row, raises that row's flag, and waits for the flag of
+ * the row before, of which it takes the sum. Four slots are enough: it pushes row k + 4 after the peer's flag of row
+ * k + 2 came, which the peer raised after it had taken the sum of row k. */
 #ifndef TANDEM_PARALLEL_COMM_P2P_KERNELS_H
 #define TANDEM_PARALLEL_COMM_P2P_KERNELS_H
 
@@ -33,9 +37,11 @@ enum p2p_state {
 struct p2p_group {
     uint32_t rank, world;
     char *memory[COMM_P2P_MAX_WORLD]; /* of every rank, as this card sees it: [2][world] slots of packets, [2][world]
-                                       * plain slots, [2][world][COMM_P2P_MAX_BLOCKS] flags, own epochs likewise */
+                                       * plain slots, [2][world][COMM_P2P_MAX_BLOCKS] flags, own epochs likewise, the
+                                       * pipe */
     size_t packets_bytes;             /* of a message that travels in packets, at most */
-    size_t most_bytes;                /* of any */
+    size_t most_bytes;                /* of any that goes through slots */
+    size_t pipe_at;                   /* where in a rank's memory the pipe lies */
     volatile uint32_t *state;         /* enum p2p_state in pinned host memory */
     uint32_t patience;                /* looks at `state` before a kernel gives up; 0: it never does */
     uint32_t max_blocks;              /* that run at once on every rank's card */
@@ -53,6 +59,10 @@ enum status p2p_all_gather(const struct p2p_group *group, struct kernel_stream *
 enum status p2p_all_reduce_add_rmsnorm(const struct p2p_group *group, struct kernel_stream *stream,
                                        const struct op_rmsnorm *args);
 #define P2P_NORM_MAX_HIDDEN 8192u
+
+/* The same between two ranks, through the pipe: any number of rows. */
+enum status p2p_pipe_add_rmsnorm(const struct p2p_group *group, struct kernel_stream *stream,
+                                 const struct op_rmsnorm *args);
 
 #ifdef __cplusplus
 }

@@ -63,7 +63,7 @@ static void slowest(const struct comm_finding *findings, uint32_t world, uint32_
     }
 }
 
-void comm_proof_conclude(const struct comm_finding *findings, uint32_t world, size_t max_bytes,
+void comm_proof_conclude(const struct comm_finding *findings, uint32_t world, size_t serves_bytes,
                          const char *trusted_name, struct comm_verdict *verdict) {
     *verdict = (struct comm_verdict){0};
     for (uint32_t r = 0; r < world; r++) {
@@ -88,7 +88,7 @@ void comm_proof_conclude(const struct comm_finding *findings, uint32_t world, si
         snprintf(verdict->text, sizeof verdict->text,
                  "%s serves everything: one row is larger than the %zu KiB of own "
                  "kernels",
-                 trusted_name, max_bytes >> 10);
+                 trusted_name, serves_bytes >> 10);
         return;
     }
     if (wins == 0) {
@@ -98,7 +98,7 @@ void comm_proof_conclude(const struct comm_finding *findings, uint32_t world, si
         return;
     }
     if (wins == n_timed) {
-        verdict->max_bytes = max_bytes;
+        verdict->max_bytes = serves_bytes;
     }
     slowest(findings, world, 0, &verdict->own_us, &verdict->trusted_us);
     snprintf(verdict->text, sizeof verdict->text,
@@ -372,7 +372,7 @@ enum status comm_prove(const struct comm_proof_config *config, struct comm_verdi
     const struct comm_finding *findings = NULL;
     enum status status = run(&proof, &findings);
     if (status == STATUS_OK) {
-        comm_proof_conclude(findings, proof.world, config->max_bytes, config->trusted_ops->name, verdict);
+        comm_proof_conclude(findings, proof.world, config->serves_bytes, config->trusted_ops->name, verdict);
     }
     release(&proof);
     return status;

@@ -17,6 +17,7 @@ struct comm_proof_config {
     const struct comm_ops *trusted_ops;
     struct comm *trusted;
     size_t max_bytes;
+    size_t serves_bytes; /* what the own kernels shall serve when they were right and no slower at all sizes */
 };
 
 /* One rank's finding. Plain data: the ranks exchange it. */
@@ -52,8 +53,9 @@ float comm_proof_bound(enum dtype dtype, uint32_t world);
 size_t comm_proof_compare(const void *own, const void *trusted, size_t count, enum dtype dtype, float bound);
 
 /* The same on every rank for the same findings. Own kernels serve up to the last timed size at which, and at all below
- * it, they were no slower on the slowest rank than the trusted communicator (within a twentieth). */
-void comm_proof_conclude(const struct comm_finding *findings, uint32_t world, size_t max_bytes,
+ * it, they were no slower on the slowest rank than the trusted communicator (within a twentieth); `serves_bytes` when
+ * that is so of all. */
+void comm_proof_conclude(const struct comm_finding *findings, uint32_t world, size_t serves_bytes,
                          const char *trusted_name, struct comm_verdict *verdict);
 
 #endif

@@ -11,7 +11,7 @@
 #include "runtime/base/rng.h"
 #include "tests/parallel/support_ranks.h"
 
-#define MAX_BYTES ((size_t)4 << 20)
+#define MAX_BYTES ((size_t)16 << 20)
 
 /* Of the rank that this process is. */
 static char *send, *recv; /* device memory, MAX_BYTES and world x MAX_BYTES long */
@@ -175,7 +175,7 @@ struct norm_buffers {
     float *weight;
     char *out; /* [2][NORM_ELEMENTS] */
 };
-#define NORM_ELEMENTS ((size_t)300 * 1024)
+#define NORM_ELEMENTS ((size_t)3 << 20)
 
 static float real_element(uint64_t seed, uint32_t rank, size_t i) {
     uint64_t state = seed ^ ((uint64_t)rank << 40) ^ i;
@@ -231,6 +231,9 @@ static void expect_one_result(struct rank_run *rank, const float *residual, size
     }
 }
 
+/* Several times in a row, without a wait in between. */
+#define NORM_TIMES 3
+
 static void norm_one(struct rank_run *rank, const struct norm_buffers *buffers, uint32_t rows, uint32_t hidden,
                      enum dtype dtype) {
     size_t count = (size_t)rows * hidden;
@@ -244,21 +247,29 @@ static void norm_one(struct rank_run *rank, const struct norm_buffers *buffers, 
                               .n_tokens = rows,
                               .hidden = hidden,
                               .eps = 1e-5f};
+    char *again = buffers->data + NORM_ELEMENTS * 4;
     put_norm(rank, buffers, count, hidden, dtype);
-    EXPECT_OK(rank->ops->all_reduce_add_rmsnorm(rank->comm, rank->stream, buffers->data, &norm));
+    for (int i = 0; i < NORM_TIMES; i++) {
+        EXPECT_OK(rank->ops->all_reduce_add_rmsnorm(rank->comm, rank->stream, buffers->data, &norm));
+        EXPECT_OK(
+            rank->kernels->copy(rank->stream, buffers->data, again, count * dtype_bytes(dtype), KERNEL_COPY_ON_DEVICE));
+    }
     norm.residual += NORM_ELEMENTS;
-    norm.delta = buffers->data + NORM_ELEMENTS * 4;
+    norm.delta = again;
     norm.out = buffers->out + NORM_ELEMENTS * 4;
-    EXPECT_OK(rank->ops->all_reduce(rank->comm, rank->stream, buffers->data + NORM_ELEMENTS * 4, count, dtype));
-    EXPECT_OK(rank->kernels->rmsnorm(rank->stream, &norm));
+    EXPECT_OK(rank->ops->all_reduce(rank->comm, rank->stream, again, count, dtype));
+    for (int i = 0; i < NORM_TIMES; i++) {
+        EXPECT_OK(rank->kernels->rmsnorm(rank->stream, &norm));
+    }
     expect_same_norms(rank, buffers, count, dtype);
     expect_one_result(rank, buffers->residual, count);
 }
 
-/* Widths of models, one that is no multiple of 8 and one that no block takes; batches beyond the cards' processors. */
+/* Widths of models, one that is no multiple of 8 and one that no block takes; batches beyond the cards' processors; the
+ * last ones beyond the slots, so that two ranks send them through the pipe. */
 static void norms(struct rank_run *rank) {
-    static const uint32_t shapes[][2] = {{1, 64},   {1, 5120}, {1, 8192}, {2, 1536}, {16, 5120},
-                                         {58, 896}, {3, 1001}, {2, 9216}, {300, 192}};
+    static const uint32_t shapes[][2] = {{1, 64},   {1, 5120}, {1, 8192},  {2, 1536},   {16, 5120},  {58, 896},
+                                         {3, 1001}, {2, 9216}, {300, 192}, {600, 5120}, {300, 8192}, {3000, 896}};
     struct norm_buffers buffers;
     void *memory[4];
     for (int i = 0; i < 4; i++) {

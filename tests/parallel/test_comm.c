@@ -333,5 +333,6 @@ TEST(a_backend_has_its_communicator) {
     EXPECT_EQ(comm_device_bytes("self", 1, 1000), 0);
     EXPECT_EQ(comm_device_bytes("shm", 2, 1000), comm_shm_bytes(2, 1000) / 2);
     EXPECT(comm_device_bytes("nccl", 2, 1000) > 100 << 20);
-    EXPECT_EQ(comm_device_bytes("p2p", 2, 1000) - comm_device_bytes("nccl", 2, 1000), (20 << 20) + 5 * 512 * 4);
+    EXPECT_EQ(comm_device_bytes("p2p", 2, 1000) - comm_device_bytes("nccl", 2, 1000),
+              (20 << 20) + 5 * 512 * 4 + (32 << 20) + 5 * 256 * 4);
 }

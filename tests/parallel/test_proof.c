@@ -110,7 +110,8 @@ static void run_proof(struct rank_run *run, struct comm_verdict *verdict) {
                                        .own = second,
                                        .trusted_ops = run->ops,
                                        .trusted = run->comm,
-                                       .max_bytes = MAX_BYTES};
+                                       .max_bytes = MAX_BYTES,
+                                       .serves_bytes = MAX_BYTES};
     EXPECT_OK(comm_prove(&config, verdict));
     EXPECT_OK(run->ops->barrier(run->comm));
     comm_shm_ops.close(second);
