@@ -3,11 +3,14 @@
 #include "kernels/cuda/cuda_device.h"
 #include "parallel/comm_p2p.cuh"
 
-#define PIPE_THREADS 512u
-#define BLOCKS_PER_PROCESSOR 2u
+#define PIPE_THREADS 512u /* that move and add; a warp besides tells the peer what was pushed */
+#define PIPE_WARPS (PIPE_THREADS / WARP)
 #define UNITS (P2P_NORM_MAX_HIDDEN / 8 / PIPE_THREADS) /* of eight elements, of a thread */
 
-/* Where rows number `count` of this block go in the memory of rank `owner`. */
+/* At once; as many as there are registers for. */
+template <typename T> constexpr uint32_t blocks_per_processor = sizeof(T) == 2 ? 2 : 1;
+
+/* Where row number `count` of this block go in the memory of rank `owner`. */
 template <typename T>
 static __device__ __forceinline__ eight<T> *slot_of(const p2p_group &group, uint32_t owner, uint32_t count) {
     size_t slot = blockIdx.x * COMM_P2P_PIPE_SLOTS + count % COMM_P2P_PIPE_SLOTS;
@@ -47,6 +50,21 @@ template <typename T> static __device__ __forceinline__ eight<T> look_at(const e
     return {look(&from->raw)};
 }
 
+/* Barrier 0 is the whole block's: this one is of the threads that move. */
+static __device__ __forceinline__ void sync_movers(void) {
+    asm volatile("bar.sync 1, %0;" ::"n"(PIPE_THREADS) : "memory");
+}
+
+/* The sum over the threads that move, in each of them. */
+static __device__ __forceinline__ float sum_of_movers(float value, float *sums) {
+    value = warp_sum(value);
+    if (lane_of_thread() == 0) {
+        sums[warp_of_thread()] = value;
+    }
+    sync_movers();
+    return warp_sum(lane_of_thread() < PIPE_WARPS ? sums[lane_of_thread()] : 0.0f);
+}
+
 /* x += the sum of the own unit and the peer's. The sum of two has one value in either order. */
 template <typename T>
 static __device__ __forceinline__ void add_sum(float (&x)[8], const eight<T> &own, const eight<T> &theirs) {
@@ -69,7 +87,7 @@ static __device__ __forceinline__ void add_sum(float (&x)[8], const eight<T> &ow
 template <typename T>
 static __device__ __forceinline__ void finish_row(const struct op_rmsnorm &args, size_t row,
                                                   const eight<T> (&own)[UNITS], const eight<T> *theirs,
-                                                  float (&x)[UNITS][8]) {
+                                                  float (&x)[UNITS][8], float *sums) {
     uint32_t row_units = args.hidden / 8;
     float squares = 0.0f;
 #pragma unroll
@@ -84,7 +102,7 @@ static __device__ __forceinline__ void finish_row(const struct op_rmsnorm &args,
             store_eight<float>(args.residual, (row * row_units + u) * 8, x[i]);
         }
     }
-    squares = block_sum(squares);
+    squares = sum_of_movers(squares, sums);
     float factor = 1.0f / sqrtf(squares / (float)args.hidden + args.eps);
 #pragma unroll
     for (uint32_t i = 0; i < UNITS; i++) {
@@ -101,24 +119,51 @@ static __device__ __forceinline__ void finish_row(const struct op_rmsnorm &args,
     }
 }
 
-/* A block takes every gridDim.x-th row. Blocks of one number on the two ranks take the same ones. */
-template <typename T>
-static __global__ void __launch_bounds__(PIPE_THREADS, BLOCKS_PER_PROCESSOR)
-    pipe_norm_kernel(const __grid_constant__ p2p_group group, const __grid_constant__ struct op_rmsnorm args) {
-    const eight<T> *delta = (const eight<T> *)args.delta;
-    uint32_t row_units = args.hidden / 8;
-    let_dependents_launch();
-    wait_for_predecessors();
-    uint32_t count = *count_of(group);
-    push_row(group, delta + (size_t)blockIdx.x * row_units, row_units, count);
-    __syncthreads();
-    if (threadIdx.x == 0) {
+/* What the threads of a block share. */
+struct pipe_block {
+    uint32_t pushed; /* by warps, rows in this launch */
+    uint32_t stops;
+    float sums[2][PIPE_WARPS]; /* of rows in turns */
+};
+
+/* Says that this warp has pushed its part of a row. */
+static __device__ __forceinline__ void note_pushed(struct pipe_block &block) {
+    __syncwarp();
+    if (lane_of_thread() == 0) {
+        asm volatile("red.release.cta.shared.add.u32 [%0], 1;" ::"r"((uint32_t)__cvta_generic_to_shared(&block.pushed))
+                     : "memory");
+    }
+}
+
+/* The warp that tells the peer of each row that all movers have pushed. They need not wait for the fence. */
+static __device__ __forceinline__ void tell_peer(const p2p_group &group, struct pipe_block &block, uint32_t count,
+                                                 uint32_t n_rows) {
+    uint32_t pushed = 0;
+    for (uint32_t i = 1; i <= n_rows && lane_of_thread() == 0; i++, count++) {
+        while (pushed < i * PIPE_WARPS && *(volatile uint32_t *)&block.stops == 0) {
+            asm volatile("ld.acquire.cta.shared.u32 %0, [%1];"
+                         : "=r"(pushed)
+                         : "r"((uint32_t)__cvta_generic_to_shared(&block.pushed))
+                         : "memory");
+        }
+        if (pushed < i * PIPE_WARPS) {
+            return;
+        }
         raise_flag(flag_of(group, !group.rank, count), count);
     }
-    for (size_t row = blockIdx.x; row < args.n_tokens; row += gridDim.x, count++) {
+}
+
+template <typename T>
+static __device__ __forceinline__ void move_rows(const p2p_group &group, const struct op_rmsnorm &args,
+                                                 struct pipe_block &block, uint32_t count, uint32_t n_rows) {
+    const eight<T> *delta = (const eight<T> *)args.delta;
+    uint32_t row_units = args.hidden / 8;
+    push_row(group, delta + (size_t)blockIdx.x * row_units, row_units, count);
+    note_pushed(block);
+    for (uint32_t k = 0; k < n_rows; k++, count++) {
+        size_t row = blockIdx.x + (size_t)k * gridDim.x;
         eight<T> own[UNITS];
         float x[UNITS][8];
-        bool goes_on = row + gridDim.x < args.n_tokens;
 #pragma unroll
         for (uint32_t i = 0; i < UNITS; i++) {
             uint32_t u = threadIdx.x + i * PIPE_THREADS;
@@ -127,37 +172,57 @@ static __global__ void __launch_bounds__(PIPE_THREADS, BLOCKS_PER_PROCESSOR)
                 load_eight<float>(args.residual, (row * row_units + u) * 8, x[i]);
             }
         }
-        if (goes_on) {
+        if (k + 1 < n_rows) {
             push_row(group, delta + (row + gridDim.x) * row_units, row_units, count + 1);
+            note_pushed(block);
         }
-        __syncthreads();
-        bool stops = false;
-        if (threadIdx.x == 0 && goes_on) {
-            raise_flag(flag_of(group, !group.rank, count + 1), count + 1);
+        if (threadIdx.x == 0 && !await_flag(group, flag_of(group, group.rank, count), count)) {
+            block.stops = 1;
         }
-        if (threadIdx.x == WARP) {
-            stops = !await_flag(group, flag_of(group, group.rank, count), count);
-        }
-        if (__syncthreads_or(stops)) {
+        sync_movers();
+        if (block.stops != 0) {
             break;
         }
-        finish_row<T>(args, row, own, slot_of<T>(group, group.rank, count), x);
+        finish_row<T>(args, row, own, slot_of<T>(group, group.rank, count), x, block.sums[k % 2]);
+    }
+}
+
+/* A block takes every gridDim.x-th row. Blocks of one number on the two ranks take the same ones. */
+template <typename T>
+static __global__ void __launch_bounds__(PIPE_THREADS + WARP, blocks_per_processor<T>)
+    pipe_norm_kernel(const __grid_constant__ p2p_group group, const __grid_constant__ struct op_rmsnorm args) {
+    __shared__ struct pipe_block block;
+    uint32_t n_rows = (args.n_tokens - blockIdx.x + gridDim.x - 1) / gridDim.x;
+    let_dependents_launch();
+    wait_for_predecessors();
+    uint32_t count = *(volatile uint32_t *)count_of(group);
+    if (threadIdx.x == 0) {
+        block.pushed = 0;
+        block.stops = 0;
+    }
+    __syncthreads();
+    if (threadIdx.x < PIPE_THREADS) {
+        move_rows<T>(group, args, block, count, n_rows);
+    } else {
+        tell_peer(group, block, count, n_rows);
     }
     if (threadIdx.x == 0) {
-        *count_of(group) = count;
+        *count_of(group) = count + n_rows;
     }
+}
+
+template <typename T>
+static cudaError_t launch(const struct p2p_group *group, struct kernel_stream *stream, const struct op_rmsnorm *args) {
+    uint32_t blocks = blocks_per_processor<T> * group->max_blocks;
+    blocks = blocks < COMM_P2P_PIPE_BLOCKS ? blocks : COMM_P2P_PIPE_BLOCKS;
+    return launch_dependent(stream, pipe_norm_kernel<T>, dim3(args->n_tokens < blocks ? args->n_tokens : blocks),
+                            dim3(PIPE_THREADS + WARP), 0, *group, *args);
 }
 
 enum status p2p_pipe_add_rmsnorm(const struct p2p_group *group, struct kernel_stream *stream,
                                  const struct op_rmsnorm *args) {
-    uint32_t blocks = BLOCKS_PER_PROCESSOR * group->max_blocks;
-    blocks = blocks < COMM_P2P_PIPE_BLOCKS ? blocks : COMM_P2P_PIPE_BLOCKS;
-    dim3 grid(args->n_tokens < blocks ? args->n_tokens : blocks);
-    cudaError_t error =
-        args->delta_dtype == DTYPE_BF16
-            ? launch_dependent(stream, pipe_norm_kernel<bf16>, grid, dim3(PIPE_THREADS), 0, *group, *args)
-        : args->delta_dtype == DTYPE_F16
-            ? launch_dependent(stream, pipe_norm_kernel<f16>, grid, dim3(PIPE_THREADS), 0, *group, *args)
-            : launch_dependent(stream, pipe_norm_kernel<float>, grid, dim3(PIPE_THREADS), 0, *group, *args);
+    cudaError_t error = args->delta_dtype == DTYPE_BF16  ? launch<bf16>(group, stream, args)
+                        : args->delta_dtype == DTYPE_F16 ? launch<f16>(group, stream, args)
+                                                         : launch<float>(group, stream, args);
     return cuda_status(error, "p2p_pipe_add_rmsnorm");
 }
