@@ -19,7 +19,7 @@ for argument in "$@"; do
     esac
 done
 
-tandem_install python3 python3-numpy || exit 1
+tandem_install python3 python3-numpy g++ pkgconf mandoc || exit 1
 # The distribution's own: another python3 on PATH may lack numpy.
 export TANDEM_PYTHON=/usr/bin/python3
 passed=0
@@ -112,6 +112,7 @@ for file in tests/e2e/test_*.py; do
     [ -e "$file" ] && run "e2e/$(basename "$file" .py)" python3 "$file"
 done
 if [ $long = 1 ]; then
+    tandem_install dpkg-dev file lintian debootstrap || exit 1
     for file in tests/e2e/must_show_*.py; do
         [ -e "$file" ] && run "long/$(basename "$file" .py)" python3 "$file"
     done
