@@ -52,10 +52,10 @@ static inline int tandem_epoll_add(struct tandem_epoll *self, int epoll_fd, epol
     return epoll_ctl(epoll_fd, EPOLL_CTL_ADD, wait.fd, &self->wanted) == 0 ? TANDEM_OK : TANDEM_SYSTEM;
 }
 
-/* Hands all that there is to `on_event`, and says in *timeout_ms how long epoll_wait may wait (-1: any time; take your
- * own time-out if that is shorter). TANDEM_OK; TANDEM_END when no stream is left that anything could come of, which is
- * none of its failures: the next request can be submitted; TANDEM_MISUSE in a forked child; TANDEM_SYSTEM with errno
- * when epoll_ctl fails. */
+/* Hands what there is to `on_event`, and says in *timeout_ms how long epoll_wait may wait (-1: any time; take your own
+ * time-out if that is shorter). TANDEM_OK; TANDEM_END when no stream is left that anything could come of, which is no
+ * failure: the next request can be submitted; TANDEM_MISUSE in a forked child; TANDEM_SYSTEM with errno when epoll_ctl
+ * fails. */
 static inline int tandem_epoll_serve(struct tandem_epoll *self, int *timeout_ms) {
     struct tandem_wait wait;
     int result = tandem_dispatch(self->client, self->on_event, self->context);
