@@ -34,7 +34,8 @@ def install(prefix, *components):
 
 
 def files_of(prefix):
-    return {os.path.relpath(os.path.join(folder, name), prefix) for folder, _, names in os.walk(prefix) for name in names}
+    paths = [os.path.join(folder, name) for folder, _, names in os.walk(prefix) for name in names]
+    return {os.path.relpath(path, prefix) for path in paths}
 
 
 @functools.lru_cache(maxsize=None)
@@ -102,8 +103,9 @@ def components_hold_what_they_should():
     install(runtime, "runtime")
     alone = files_of(runtime)
     expect(not any(re.search(r"\.(h|a|pc|c|cmake)$|client\.so$|\.3\.gz$", name) for name in alone), f"runtime: {alone}")
-    for pattern in ("bin/tandem", r"lib.*/libtandem_client\.so\.0", r".*/tandem_client\.py", r"share/man/man1/tandem\.1\.gz",
-                    r"share/tandem/configs/h100-x2\.yaml", r"share/tandem/configs/models/tandem-r1-tiny/model\.safetensors"):
+    for pattern in ("bin/tandem", r"lib.*/libtandem_client\.so\.0", r".*/tandem_client\.py",
+                    r"share/man/man1/tandem\.1\.gz", r"share/tandem/configs/h100-x2\.yaml",
+                    r"share/tandem/configs/models/tandem-r1-tiny/model\.safetensors"):
         expect(any(re.fullmatch(pattern, name) for name in alone), f"no {pattern} in runtime")
     for pattern in (r"include/tandem/(client|loop|epoll|uv)\.h", r"lib.*/libtandem_client\.(a|so)",
                     r"lib.*/pkgconfig/tandem_client\.pc", r"lib.*/cmake/tandem/tandem-config(-version)?\.cmake",
@@ -120,8 +122,8 @@ def only_versioned_public_symbols_are_visible():
     expect("tandem_client_create@@TANDEM_0.1" in names, f"symbols: {names}")
     for name in names:
         expect(re.fullmatch(r"tandem_\w+@@TANDEM_\d+\.\d+|TANDEM_\d+\.\d+(@@TANDEM_\d+\.\d+)?", name), f"symbol {name}")
-    names = [line.split()[-1] for line in do("nm", "-g", "--defined-only", only("lib*/**/libtandem_client.a")).splitlines()
-             if " " in line]
+    lines = do("nm", "-g", "--defined-only", only("lib*/**/libtandem_client.a")).splitlines()
+    names = [line.split()[-1] for line in lines if " " in line]
     expect(names and all(name.startswith("tandem_") for name in names), f"symbols of the archive: {names}")
 
 
@@ -178,7 +180,8 @@ def the_python_module_finds_the_library():
     code = (f"import tandem_client\nwith tandem_client.Client(['{server.tcp}']) as client:\n"
             "    stream = client.generate(messages=[{'role': 'user', 'content': 'What is 12 + 30?'}], temperature=0)\n"
             "    print(''.join(event.text for event in stream))\n")
-    out = do(sys.executable, "-B", "-c", code, environment={"PYTHONPATH": os.path.dirname(only("lib*/**/tandem_client.py"))})
+    folder = os.path.dirname(only("lib*/**/tandem_client.py"))
+    out = do(sys.executable, "-B", "-c", code, environment={"PYTHONPATH": folder})
     expect_equal(answer_of(out), "42", "the answer")
     server.stop()
 
