@@ -92,8 +92,8 @@ static inline void take(int fd, void *bytes, size_t size) {
     }
 }
 
-/* Waits for the next frame, which must be of this type; returns its stream. */
-static inline uint32_t hear(struct wire *wire, enum tsp_type type) {
+/* Waits for the next frame; returns its stream. */
+static inline uint32_t hear_any(struct wire *wire, enum tsp_type *type) {
     uint8_t bytes[ROOM];
     struct tsp_frame frame;
     struct tsp_message message;
@@ -103,11 +103,19 @@ static inline uint32_t hear(struct wire *wire, enum tsp_type type) {
     take(wire->server, bytes + TSP_HEADER_BYTES, read_u32(&header));
     EXPECT_OK(tsp_frame_decode(bytes, ROOM, ROOM - TSP_HEADER_BYTES, &frame, &used));
     EXPECT_OK(tsp_decode(&frame, &message));
-    EXPECT_TEXT(tsp_type_name(message.type), tsp_type_name(type));
-    if (type == TSP_SUBMIT) {
+    if (message.type == TSP_SUBMIT) {
         memcpy(wire->ids[message.stream], message.body.submit.request_id, TSP_ID_BYTES);
     }
+    *type = message.type;
     return message.stream;
+}
+
+/* The same for a frame that must be of this type. */
+static inline uint32_t hear(struct wire *wire, enum tsp_type type) {
+    enum tsp_type heard;
+    uint32_t stream = hear_any(wire, &heard);
+    EXPECT_TEXT(tsp_type_name(heard), tsp_type_name(type));
+    return stream;
 }
 
 static inline void welcome(struct wire *wire) {
