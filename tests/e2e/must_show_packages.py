@@ -23,7 +23,7 @@ EXAMPLES = "/usr/share/doc/libtandem-client-dev/examples"
 
 def do(*command, **more):
     """Runs a command that must succeed; returns what it printed."""
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900, **more)
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=1800, **more)
     expect_equal(done.returncode, 0, f"exit code of {' '.join(command)} ({done.stdout[-3000:]})")
     return done.stdout
 
