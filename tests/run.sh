@@ -22,6 +22,7 @@ done
 tandem_install python3 python3-numpy || exit 1
 # The distribution's own: another python3 on PATH may lack numpy.
 export TANDEM_PYTHON=/usr/bin/python3
+tandem_install g++ pkgconf mandoc || exit 1 # what is installed is built against, and its manual read
 passed=0
 failed=0
 
@@ -112,6 +113,7 @@ for file in tests/e2e/test_*.py; do
     [ -e "$file" ] && run "e2e/$(basename "$file" .py)" python3 "$file"
 done
 if [ $long = 1 ]; then
+    tandem_install dpkg-dev file lintian debootstrap || exit 1
     for file in tests/e2e/must_show_*.py; do
         [ -e "$file" ] && run "long/$(basename "$file" .py)" python3 "$file"
     done

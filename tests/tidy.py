@@ -38,7 +38,7 @@ THIRD_PARTY = {
     r"jansson\.h": ["runtime/format/", "runtime/request/", "launcher/"],
     r"llhttp\.h": ["runtime/http/"],
     r"pcre2\.h": ["runtime/tokenizer/"],
-    r"uv\.h": ["runtime/server/", "launcher/"],
+    r"uv\.h": ["runtime/server/", "runtime/client/include/tandem/uv.h", "launcher/"],
     r"yaml\.h": ["launcher/"],
     r"(cuda|cublas|mma|cooperative_groups).*": CUDA,
     r"nccl\.h": ["parallel/comm_nccl.c"],
