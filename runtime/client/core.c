@@ -53,22 +53,32 @@ static void send_ping(struct core *core, enum tsp_type type, uint64_t data) {
     core_send(core, &message);
 }
 
+uint64_t core_ping(struct core *core) {
+    send_ping(core, TSP_PING, ++core->n_pings);
+    return core->n_pings;
+}
+
 void core_bye(struct core *core) {
     if (core->link != LINK_OPEN) {
         return;
     }
     for (uint32_t i = 0; i < core->n_attached; i++) {
-        struct tsp_message cancel = {.type = TSP_CANCEL, .stream = core->attached[i]->number};
-        core_send(core, &cancel);
+        acks_add(core, core->attached[i]->id, false);
     }
+    acks_send_last(core);
     struct tsp_message bye = {.type = TSP_BYE};
     core_send(core, &bye);
 }
 
 /* ---- connections */
 
+/* Whether there is something to say to a server. */
+static bool has_errand(const struct core *core) {
+    return core->n_waiting > 0 || core->n_acks > 0;
+}
+
 bool core_wants_connection(const struct core *core) {
-    return core->link == LINK_NONE && core->n_waiting > 0 && core->now_ms >= core->connect_at_ms;
+    return core->link == LINK_NONE && has_errand(core) && core->now_ms >= core->connect_at_ms;
 }
 
 void core_opened(struct core *core, uint64_t now_ms) {
@@ -104,7 +114,8 @@ static void lose(struct core *core, const char *reason, uint32_t retry_after_ms)
     buffer_free(&core->in);
     buffer_free(&core->out);
     streams_detach(core);
-    if (core->n_waiting > 0 && core->trouble_ms == NEVER) {
+    acks_detach(core);
+    if (has_errand(core) && core->trouble_ms == NEVER) {
         core->trouble_ms = core->now_ms;
     }
     if (!is_bound(core)) {
@@ -129,6 +140,12 @@ void core_progress(struct core *core) {
     core->trouble_ms = NEVER;
 }
 
+/* No server will be asked any more for what there is. */
+static void give_up(struct core *core, int code, const char *message) {
+    streams_fail(core, code, message);
+    core->n_acks = 0;
+}
+
 /* ---- what the server says */
 
 static void on_welcome(struct core *core, const struct tsp_welcome *welcome) {
@@ -150,7 +167,7 @@ static void on_error(struct core *core, const struct tsp_error *error) {
     snprintf(text, sizeof text, "%.*s", (int)(error->message.size < 199 ? error->message.size : 199),
              (const char *)error->message.data);
     if (error->code == TSP_CODE_UNAUTHORIZED || error->code == TSP_CODE_VERSION) {
-        streams_fail(core, (int)error->code, text);
+        give_up(core, (int)error->code, text);
         core->pause_ms = 0;
     }
     lose(core, text, error->retry_after_ms);
@@ -176,7 +193,9 @@ static void on_message(struct core *core, const struct tsp_message *message) {
         on_drain(core);
     } else if (message->type == TSP_BYE) {
         lose(core, "the server said BYE", 0);
-    } else if (message->type != TSP_PONG && message->type != TSP_STATUS_REPLY) {
+    } else if (message->type == TSP_PONG) {
+        acks_confirm(core, message->body.ping.data);
+    } else if (message->type != TSP_STATUS_REPLY) {
         core_breach(core, "the server sent a frame that is not a server's");
     }
 }
@@ -246,7 +265,7 @@ static void check_connection(struct core *core) {
         lose(core, "nothing was heard of the server, nor an answer to PING", 0);
     } else if (core->link == LINK_OPEN && silent_ms >= ping_ms && !core->pinged) {
         core->pinged = true;
-        send_ping(core, TSP_PING, core->now_ms);
+        core_ping(core);
     } else if (core->link == LINK_OPEN && core->leaving && core->n_attached == 0 && core->n_waiting > 0) {
         lose(core, "the server is about to end", 0);
     }
@@ -254,11 +273,11 @@ static void check_connection(struct core *core) {
 
 static void check_trouble(struct core *core) {
     char text[sizeof core->reason + 64];
-    if (core->n_live + core->n_waiting == 0) {
+    if (core->n_live + core->n_acks == 0) {
         core->trouble_ms = NEVER;
     } else if (core->trouble_ms != NEVER && core->now_ms - core->trouble_ms >= core->options.give_up_ms) {
         snprintf(text, sizeof text, "no server answers%s%s", core->reason[0] != '\0' ? ": " : "", core->reason);
-        streams_fail(core, TANDEM_UNREACHABLE, text);
+        give_up(core, TANDEM_UNREACHABLE, text);
         core->trouble_ms = NEVER;
     }
 }
@@ -273,7 +292,8 @@ void core_tick(struct core *core, uint64_t now_ms) {
     }
     check_connection(core);
     check_trouble(core);
-    if (core->link == LINK_OPEN && core->n_waiting > 0) {
+    if (core->link == LINK_OPEN) {
+        acks_send(core);
         streams_attach(core);
     }
     if (core->out.failed) {
@@ -288,14 +308,14 @@ static uint64_t earlier(uint64_t a, uint64_t b) {
 
 uint64_t core_deadline(const struct core *core) {
     uint64_t at = core->earliest_ms;
-    if (core->link == LINK_NONE && core->n_waiting > 0) {
+    if (core->link == LINK_NONE && has_errand(core)) {
         at = earlier(at, core->connect_at_ms);
     } else if (core->link == LINK_GREETING) {
         at = earlier(at, core->since_ms + core->options.connect_timeout_ms);
     } else if (core->link == LINK_OPEN) {
         at = earlier(at, core->heard_ms + (core->pinged ? 2 : 1) * (uint64_t)core->welcome.ping_ms);
     }
-    if (core->trouble_ms != NEVER && core->n_live > 0) {
+    if (core->trouble_ms != NEVER && core->n_live + core->n_acks > 0) {
         at = earlier(at, core->trouble_ms + core->options.give_up_ms);
     }
     return at;

@@ -93,7 +93,7 @@ int stream_read(struct tandem_stream *stream, struct tandem_event *event) {
 
 void stream_set_ready(struct tandem_stream *stream) {
     struct core *core = stream->core;
-    if (stream->is_ready || stream->orphan) {
+    if (stream->is_ready) {
         return;
     }
     stream->is_ready = true;

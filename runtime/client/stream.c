@@ -59,7 +59,7 @@ static void set_state(struct tandem_stream *stream, enum stream_state state) {
 void stream_destroy(struct tandem_stream *stream) {
     struct core *core = stream->core;
     set_state(stream, STREAM_OVER);
-    core->n_live -= stream->result == TANDEM_AGAIN && !stream->orphan;
+    core->n_live -= stream->result == TANDEM_AGAIN;
     stream_unset_ready(stream);
     if (stream->previous != NULL) {
         stream->previous->next = stream->next;
@@ -82,17 +82,21 @@ static void send_on(struct core *core, enum tsp_type type, uint32_t number) {
     core_send(core, &message);
 }
 
-void stream_free(struct tandem_stream *stream) {
-    struct core *core = stream->core;
-    if (stream->state == STREAM_ATTACHED) {
-        send_on(core, TSP_CANCEL, stream->number);
-    } else if (stream->state == STREAM_WAITING && stream->sent) {
-        core->n_live -= stream->result == TANDEM_AGAIN && !stream->orphan;
-        stream_unset_ready(stream);
-        pieces_free(stream);
-        stream->orphan = true;
-        return;
+/* Nobody waits for the rest of it: the server may end and forget it, if it ever heard of it. */
+static void give_up(const struct tandem_stream *stream) {
+    if (stream->sent && stream->state != STREAM_OVER) {
+        acks_add(stream->core, stream->id, false);
     }
+}
+
+/* All of it came. */
+static void acknowledge(const struct tandem_stream *stream) {
+    send_on(stream->core, TSP_ACK, stream->number);
+    acks_add(stream->core, stream->id, true);
+}
+
+void stream_free(struct tandem_stream *stream) {
+    give_up(stream);
     stream_destroy(stream);
 }
 
@@ -101,10 +105,6 @@ void stream_free(struct tandem_stream *stream) {
 static void end(struct tandem_stream *stream, int result) {
     struct core *core = stream->core;
     set_state(stream, STREAM_OVER);
-    if (stream->orphan) {
-        stream_destroy(stream);
-        return;
-    }
     if (stream->result == TANDEM_AGAIN) {
         core->n_live--;
         stream->result = result;
@@ -124,9 +124,7 @@ static char *copy_text(const void *text, size_t size) {
 }
 
 void stream_fail(struct tandem_stream *stream, int code, const char *message) {
-    if (stream->state == STREAM_ATTACHED) {
-        send_on(stream->core, TSP_CANCEL, stream->number);
-    }
+    give_up(stream);
     if (stream->message == NULL) {
         stream->message = copy_text(message, strlen(message));
     }
@@ -148,7 +146,7 @@ void streams_expire(struct core *core) {
     core->earliest_ms = NEVER;
     for (struct tandem_stream *stream = core->streams; stream != NULL; stream = next) {
         next = stream->next;
-        if (stream->state == STREAM_OVER || stream->orphan) {
+        if (stream->state == STREAM_OVER) {
             continue;
         }
         if (stream->deadline_ms > core->now_ms) {
@@ -176,10 +174,9 @@ void streams_of_other_lives(struct core *core, uint64_t life) {
         if (stream->state != STREAM_WAITING || !stream->accepted || stream->life == life) {
             continue;
         }
-        if (stream->orphan || was_begun(stream)) {
+        stream->accepted = stream->sent = false; /* this server never heard of it */
+        if (was_begun(stream)) {
             stream_fail(stream, TANDEM_LOST, "the server was started anew, and with it the rest of the answer is lost");
-        } else {
-            stream->accepted = false;
         }
     }
 }
@@ -228,14 +225,6 @@ static void send_resume(struct core *core, const struct tandem_stream *stream) {
     core_send(core, &message);
 }
 
-/* The last word on a request that nobody waits for any more; its answer is passed over. */
-static void send_cancel_id(struct core *core, const struct tandem_stream *stream) {
-    struct tsp_message message = {.type = TSP_CANCEL, .stream = ++core->last_number};
-    memcpy(message.body.cancel.request_id, stream->id, TSP_ID_BYTES);
-    message.given = 1u << TSP_CANCEL_REQUEST_ID;
-    core_send(core, &message);
-}
-
 static void send_cancel(struct tandem_stream *stream) {
     if (!stream->cancel_sent) {
         stream->cancel_sent = true;
@@ -263,7 +252,7 @@ static void attach(struct core *core, struct tandem_stream *stream) {
     }
     set_state(stream, STREAM_ATTACHED);
     stream->number = ++core->last_number;
-    stream->cancel_sent = false;
+    stream->cancel_sent = stream->taken = false;
     stream->credit = core->options.credit - stream->unread;
     core->attached[core->n_attached++] = stream; /* numbers ascend */
     if (stream->accepted) {
@@ -287,12 +276,7 @@ void streams_attach(struct core *core) {
         if (stream->state != STREAM_WAITING || (core->leaving && !stream->accepted)) {
             continue;
         }
-        if (stream->orphan) {
-            send_cancel_id(core, stream);
-            stream_destroy(stream);
-        } else {
-            attach(core, stream);
-        }
+        attach(core, stream);
     }
 }
 
@@ -306,7 +290,7 @@ void streams_cancel(struct core *core) {
     struct tandem_stream *next;
     for (struct tandem_stream *stream = core->streams; stream != NULL; stream = next) {
         next = stream->next;
-        if (!atomic_load(&stream->cancel) || stream->orphan) {
+        if (!atomic_load(&stream->cancel)) {
             continue;
         }
         if (stream->state == STREAM_ATTACHED) {
@@ -337,7 +321,7 @@ static void on_accepted(struct tandem_stream *stream, const struct tsp_accepted 
         }
         stream->n_choices = accepted->choices;
     }
-    stream->accepted = true;
+    stream->accepted = stream->taken = true;
     stream->life = stream->core->welcome.life;
 }
 
@@ -402,6 +386,7 @@ static void on_done(struct tandem_stream *stream, const struct tsp_message *mess
     if ((!again || last) && !piece_add(stream, &parts)) {
         stream_fail(stream, TANDEM_NO_MEMORY, "no memory for the answer");
     } else if (last) {
+        acknowledge(stream);
         end(stream, TANDEM_END);
     }
 }
@@ -416,6 +401,9 @@ static void on_error(struct tandem_stream *stream, const struct tsp_error *error
     stream->message = copy_text(error->message.data, error->message.size);
     stream->param = error->param.size > 0 ? copy_text(error->param.data, error->param.size) : NULL;
     stream->retry_after_ms = error->retry_after_ms;
+    if (stream->taken && error->code != TSP_CODE_SUPERSEDED) { /* else the server keeps nothing of ours */
+        acknowledge(stream);
+    }
     end(stream, error->code > 0 && error->code <= INT32_MAX ? (int)error->code : TANDEM_MISMATCH);
 }
 
@@ -440,8 +428,5 @@ void stream_take(struct core *core, const struct tsp_message *message) {
         if (ends && stream->state == STREAM_ATTACHED) {
             mismatch(stream, "the stream ended without DONE or ERROR");
         }
-    }
-    if (ends || message->type == TSP_ERROR) {
-        send_on(core, TSP_ACK, number);
     }
 }

@@ -203,6 +203,7 @@ TEST(an_event_loop_sees_every_step) {
     EXPECT_EQ(tandem_client_next(client, 0, &of, &event), TANDEM_END);
     EXPECT(of == NULL);
     EXPECT_EQ(hear(&wire, TSP_ACK), 1);
+    EXPECT_EQ(hear(&wire, TSP_PING), 0);
     tandem_client_free(client);
     EXPECT_EQ(hear(&wire, TSP_BYE), 0);
     EXPECT_EQ(wire.opened, 1);

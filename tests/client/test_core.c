@@ -62,6 +62,8 @@ TEST(an_answer_however_its_bytes_arrive) {
         EXPECT_EQ(stream_read(stream, &event), TANDEM_END);
         EXPECT_EQ(stream_read(stream, &event), TANDEM_END);
         rig_hear(&rig, TSP_ACK, 1);
+        rig_hear(&rig, TSP_PING, 0);
+        EXPECT_EQ(rig.core.out.size, 0);
         core_free(&rig.core);
     }
 }
@@ -114,7 +116,7 @@ TEST(what_does_not_fit_together_is_a_mismatch) {
         case 3: rig_done(&rig, 1, 0, 1, false, 0); break; /* another count */
         default: rig_done(&rig, 1, 0, 2, true, 0); break; /* choice 1 has no end */
         }
-        rig_hear(&rig, TSP_CANCEL, 1);
+        rig_hear_ack(&rig, 5);
         EXPECT_EQ(rig_read(stream, &result), 2);
         EXPECT_EQ(result, TANDEM_MISMATCH);
         EXPECT(error_of(stream).message[0] != '\0');
@@ -153,7 +155,7 @@ TEST(errors_of_a_stream_end_it_alone) {
     core_tick(&rig.core, rig.now_ms);
     rig_hear(&rig, TSP_SUBMIT, 2);
     rig_error(&rig, 2, TSP_CODE_QUEUE_FULL, "come again");
-    rig_hear(&rig, TSP_ACK, 2);
+    EXPECT_EQ(rig.core.out.size, 0); /* it did not begin: nothing is there to be acknowledged */
     rig_read(other, &result);
     EXPECT_EQ(result, TSP_CODE_QUEUE_FULL);
     EXPECT_TEXT(error_of(other).message, "come again");
@@ -226,7 +228,7 @@ TEST(cancel_before_and_after_the_submit) {
     core_free(&rig.core);
 }
 
-TEST(a_freed_stream_is_cancelled_on_this_connection_or_the_next) {
+TEST(a_freed_stream_is_given_up_on_this_connection_or_the_next) {
     struct rig rig;
     struct core_options options = rig_options();
     rig_start(&rig, &options);
@@ -235,16 +237,105 @@ TEST(a_freed_stream_is_cancelled_on_this_connection_or_the_next) {
     core_tick(&rig.core, rig.now_ms);
     rig_hear(&rig, TSP_SUBMIT, 2);
     stream_free(first);
-    rig_hear(&rig, TSP_CANCEL, 1);
+    rig_hear_ack(&rig, 5);
     rig_tokens(&rig, 1, 0, 0, 1); /* was on its way */
-    rig_done(&rig, 1, 0, 1, true, 0);
-    rig_hear(&rig, TSP_ACK, 1);
+    rig_pong(&rig, rig_hear(&rig, TSP_PING, 0).body.ping.data);
+    EXPECT_EQ(rig.core.n_acks, 0);
     rig_lose(&rig);
     stream_free(second);
-    rig_connect(&rig);
-    struct tsp_message cancel = rig_hear(&rig, TSP_CANCEL, 1);
-    EXPECT_EQ(cancel.body.cancel.request_id[0], 6);
     EXPECT(rig.core.streams == NULL);
+    rig_connect(&rig);
+    rig_hear_ack(&rig, 6);
+    core_free(&rig.core);
+}
+
+TEST(an_ack_is_sent_again_until_it_is_known_to_have_come) {
+    struct rig rig;
+    struct core_options options = rig_options();
+    int result;
+    rig_start(&rig, &options);
+    struct tandem_stream *stream = running(&rig, 1);
+    struct tandem_stream *failed = rig_submit(&rig, 6, NEVER);
+    core_tick(&rig.core, rig.now_ms);
+    rig_hear(&rig, TSP_SUBMIT, 2);
+    rig_accept(&rig, 2, 6, 1);
+    rig_done(&rig, 1, 0, 0, true, 0);
+    rig_hear(&rig, TSP_ACK, 1);
+    uint64_t first = rig_hear(&rig, TSP_PING, 0).body.ping.data;
+    rig_error(&rig, 2, TSP_CODE_DEADLINE, "late");
+    rig_hear(&rig, TSP_ACK, 2);
+    EXPECT_EQ(rig.core.out.size, 0); /* one PING at a time */
+    rig_pong(&rig, first);           /* says nothing of the second */
+    uint64_t second = rig_hear(&rig, TSP_PING, 0).body.ping.data;
+    EXPECT(second > first);
+    EXPECT_EQ(rig.core.n_acks, 1);
+    rig_lose(&rig);
+    rig_connect(&rig); /* for nothing else */
+    rig_hear_ack(&rig, 6);
+    rig_hear(&rig, TSP_PING, 0);
+    rig_lose(&rig); /* with the answer */
+    rig_connect(&rig);
+    rig_hear_ack(&rig, 6);
+    rig_pong(&rig, rig_hear(&rig, TSP_PING, 0).body.ping.data);
+    EXPECT_EQ(rig.core.n_acks, 0);
+    rig_lose(&rig);
+    EXPECT(!core_wants_connection(&rig.core));
+    rig_read(stream, &result);
+    EXPECT_EQ(result, TANDEM_END);
+    rig_read(failed, &result);
+    EXPECT_EQ(result, TSP_CODE_DEADLINE);
+    core_free(&rig.core);
+}
+
+TEST(acks_are_bounded_and_go_out_in_parts) {
+    struct rig rig;
+    struct core_options options = rig_options();
+    rig_start(&rig, &options);
+    for (uint32_t i = 0; i < MAX_ACKS + 5; i++) {
+        uint8_t id[TSP_ID_BYTES] = {(uint8_t)i, (uint8_t)(i >> 8)};
+        acks_add(&rig.core, id, false);
+    }
+    EXPECT_EQ(rig.core.n_acks, MAX_ACKS);
+    rig_connect(&rig);
+    uint32_t n = 5; /* the oldest are left to the server's window */
+    while (rig.core.n_acks > 0) {
+        uint32_t part = 0;
+        while (rig.core.out.data[4] == TSP_ACK) {
+            const struct tsp_message ack = rig_hear(&rig, TSP_ACK, 0);
+            EXPECT_EQ(ack.body.ack.request_id[0] | ack.body.ack.request_id[1] << 8, n++);
+            part++;
+        }
+        EXPECT_EQ(part, 16);
+        rig_pong(&rig, rig_hear(&rig, TSP_PING, 0).body.ping.data);
+    }
+    EXPECT_EQ(n, MAX_ACKS + 5);
+    core_free(&rig.core);
+}
+
+TEST(acks_that_no_server_takes_are_given_up) {
+    struct rig rig;
+    struct core_options options = rig_options();
+    rig_start(&rig, &options);
+    running(&rig, 1);
+    rig_done(&rig, 1, 0, 0, true, 0);
+    core_lost(&rig.core, "cut", rig.now_ms);
+    EXPECT_EQ(core_deadline(&rig.core), rig.core.connect_at_ms);
+    rig.now_ms += options.give_up_ms;
+    core_tick(&rig.core, rig.now_ms);
+    EXPECT(!core_wants_connection(&rig.core));
+    EXPECT_EQ(core_deadline(&rig.core), NEVER);
+    core_free(&rig.core);
+}
+
+/* What another stream took over is that one's to acknowledge. */
+TEST(a_superseded_stream_acknowledges_nothing) {
+    struct rig rig;
+    struct core_options options = rig_options();
+    rig_start(&rig, &options);
+    running(&rig, 1);
+    rig_error(&rig, 1, TSP_CODE_SUPERSEDED, "another stream took the request over");
+    EXPECT_EQ(rig.core.n_acks, 0);
+    EXPECT_EQ(rig.core.out.size, 0);
     core_free(&rig.core);
 }
 
@@ -361,6 +452,8 @@ TEST(a_drain_sends_new_requests_to_the_next_server) {
     EXPECT_EQ(rig.core.link, LINK_NONE);
     EXPECT_EQ(rig.core.server, 1);
     rig_connect(&rig);
+    rig_hear_ack(&rig, 5);
+    rig_hear(&rig, TSP_PING, 0);
     EXPECT_EQ(rig_hear(&rig, TSP_SUBMIT, 1).body.submit.request_id[0], 6);
     core_free(&rig.core);
 }
@@ -378,7 +471,6 @@ TEST(streams_above_the_servers_limit_wait) {
     }
     EXPECT_EQ(rig.core.out.size, 0);
     rig_error(&rig, 2, TSP_CODE_INVALID, "no");
-    rig_hear(&rig, TSP_ACK, 2);
     rig_hear(&rig, TSP_SUBMIT, 5);
     core_free(&rig.core);
 }

@@ -155,6 +155,7 @@ static uint64_t run(const uint8_t *data, size_t size, size_t step) {
     world.now_ms += options.give_up_ms;
     tick(&world);
     CHECK(world.core.n_live == 0 && world.core.n_attached == 0, "streams outlive all deadlines");
+    CHECK(world.core.n_acks == 0 && !core_wants_connection(&world.core), "ACKs outlive all deadlines");
     core_free(&world.core);
     return world.hash;
 }
