@@ -318,6 +318,26 @@ int tandem_submit(struct tandem_client *client, const struct tandem_request *req
     return *stream != NULL ? TANDEM_OK : TANDEM_NO_MEMORY;
 }
 
+void tandem_stream_id(const struct tandem_stream *stream, uint8_t id[TANDEM_ID_BYTES]) {
+    memcpy(id, stream->id, TANDEM_ID_BYTES);
+}
+
+int tandem_resume(struct tandem_client *client, const uint8_t id[TANDEM_ID_BYTES], const uint64_t *offsets,
+                  size_t n_offsets, struct tandem_stream **stream) {
+    *stream = NULL;
+    if (is_foreign(client) || id == NULL || n_offsets > TSP_MAX_CHOICES || (offsets == NULL && n_offsets > 0)) {
+        return TANDEM_MISUSE;
+    }
+    *stream = stream_resume(&client->core, id, offsets, (uint32_t)n_offsets);
+    return *stream != NULL ? TANDEM_OK : TANDEM_NO_MEMORY;
+}
+
+void tandem_stream_leave(struct tandem_stream *stream) {
+    if (stream != NULL && !is_foreign(client_of(stream))) {
+        stream_destroy(stream);
+    }
+}
+
 void tandem_stream_free(struct tandem_stream *stream) {
     if (stream != NULL && !is_foreign(client_of(stream))) {
         stream_free(stream);
@@ -394,6 +414,38 @@ int tandem_client_next(struct tandem_client *client, int timeout_ms, struct tand
         }
         wait_until(client, end_ms);
     }
+}
+
+int tandem_client_status(struct tandem_client *client, int timeout_ms, struct tandem_status *status) {
+    struct core *core = &client->core;
+    if (is_foreign(client) || status == NULL || status->size < sizeof *status) {
+        return TANDEM_MISUSE;
+    }
+    core_ask_status(core);
+    uint64_t end_ms = end_of(timeout_ms);
+    for (;;) {
+        tandem_client_process(client);
+        int result = core_take_status(core);
+        if (result == TANDEM_OK) {
+            break;
+        }
+        if (result != TANDEM_AGAIN || (end_ms != NEVER && now_ms() >= end_ms)) {
+            return result;
+        }
+        wait_until(client, end_ms);
+    }
+    const struct tsp_status_reply *reply = &core->status;
+    *status = (struct tandem_status){.size = status->size,
+                                     .server = client->servers[core->status_server],
+                                     .running = reply->running,
+                                     .waiting = reply->waiting,
+                                     .queue_max = reply->queue_max,
+                                     .kv_used = reply->kv_used,
+                                     .replicas = reply->replicas,
+                                     .replicas_up = reply->replicas_up,
+                                     .draining = reply->draining != 0,
+                                     .requests = reply->requests};
+    return TANDEM_OK;
 }
 
 bool tandem_stream_error(const struct tandem_stream *stream, struct tandem_error *error) {

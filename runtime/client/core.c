@@ -58,6 +58,31 @@ uint64_t core_ping(struct core *core) {
     return core->n_pings;
 }
 
+void core_ask_status(struct core *core) {
+    core->question = core->question == QUESTION_NONE ? QUESTION_OPEN : core->question;
+}
+
+int core_take_status(struct core *core) {
+    if (core->question != QUESTION_ANSWERED) {
+        return TANDEM_AGAIN;
+    }
+    core->question = QUESTION_NONE;
+    return core->question_result;
+}
+
+static void send_question(struct core *core) {
+    struct tsp_message message = {.type = TSP_STATUS};
+    if (core->question == QUESTION_OPEN) {
+        core->question = QUESTION_SENT;
+        core_send(core, &message);
+    }
+}
+
+static void answer_question(struct core *core, int result) {
+    core->question = QUESTION_ANSWERED;
+    core->question_result = result;
+}
+
 void core_bye(struct core *core) {
     if (core->link != LINK_OPEN) {
         return;
@@ -74,7 +99,12 @@ void core_bye(struct core *core) {
 
 /* Whether there is something to say to a server. */
 static bool has_errand(const struct core *core) {
-    return core->n_waiting > 0 || core->n_acks > 0;
+    return core->n_waiting > 0 || core->n_acks > 0 || core->question == QUESTION_OPEN;
+}
+
+/* Whether nobody waits for anything of a server. */
+static bool is_idle(const struct core *core) {
+    return core->n_live + core->n_acks == 0 && (core->question == QUESTION_NONE || core->question == QUESTION_ANSWERED);
 }
 
 bool core_wants_connection(const struct core *core) {
@@ -115,6 +145,7 @@ static void lose(struct core *core, const char *reason, uint32_t retry_after_ms)
     buffer_free(&core->out);
     streams_detach(core);
     acks_detach(core);
+    core->question = core->question == QUESTION_SENT ? QUESTION_OPEN : core->question;
     if (has_errand(core) && core->trouble_ms == NEVER) {
         core->trouble_ms = core->now_ms;
     }
@@ -144,6 +175,9 @@ void core_progress(struct core *core) {
 static void give_up(struct core *core, int code, const char *message) {
     streams_fail(core, code, message);
     core->n_acks = 0;
+    if (core->question == QUESTION_OPEN || core->question == QUESTION_SENT) {
+        answer_question(core, code);
+    }
 }
 
 /* ---- what the server says */
@@ -173,6 +207,15 @@ static void on_error(struct core *core, const struct tsp_error *error) {
     lose(core, text, error->retry_after_ms);
 }
 
+static void on_status(struct core *core, const struct tsp_status_reply *status) {
+    if (core->question == QUESTION_SENT) {
+        core->status = *status;
+        core->status_server = core->server;
+        answer_question(core, TANDEM_OK);
+        core_progress(core);
+    }
+}
+
 static void on_drain(struct core *core) {
     core->leaving = core->options.n_servers > 1;
 }
@@ -195,7 +238,9 @@ static void on_message(struct core *core, const struct tsp_message *message) {
         lose(core, "the server said BYE", 0);
     } else if (message->type == TSP_PONG) {
         acks_confirm(core, message->body.ping.data);
-    } else if (message->type != TSP_STATUS_REPLY) {
+    } else if (message->type == TSP_STATUS_REPLY) {
+        on_status(core, &message->body.status);
+    } else {
         core_breach(core, "the server sent a frame that is not a server's");
     }
 }
@@ -273,7 +318,7 @@ static void check_connection(struct core *core) {
 
 static void check_trouble(struct core *core) {
     char text[sizeof core->reason + 64];
-    if (core->n_live + core->n_acks == 0) {
+    if (is_idle(core)) {
         core->trouble_ms = NEVER;
     } else if (core->trouble_ms != NEVER && core->now_ms - core->trouble_ms >= core->options.give_up_ms) {
         snprintf(text, sizeof text, "no server answers%s%s", core->reason[0] != '\0' ? ": " : "", core->reason);
@@ -293,6 +338,7 @@ void core_tick(struct core *core, uint64_t now_ms) {
     check_connection(core);
     check_trouble(core);
     if (core->link == LINK_OPEN) {
+        send_question(core);
         acks_send(core);
         streams_attach(core);
     }
@@ -315,7 +361,7 @@ uint64_t core_deadline(const struct core *core) {
     } else if (core->link == LINK_OPEN) {
         at = earlier(at, core->heard_ms + (core->pinged ? 2 : 1) * (uint64_t)core->welcome.ping_ms);
     }
-    if (core->trouble_ms != NEVER && core->n_live + core->n_acks > 0) {
+    if (core->trouble_ms != NEVER && !is_idle(core)) {
         at = earlier(at, core->trouble_ms + core->options.give_up_ms);
     }
     return at;

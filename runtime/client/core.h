@@ -35,6 +35,7 @@ enum stream_state {
 struct choice {
     uint64_t n; /* ids so far */
     uint32_t crc;
+    bool headless; /* the first ids were not seen: `crc` is not of all */
     bool done;
 };
 
@@ -60,6 +61,7 @@ struct tandem_stream {
     bool sent;          /* SUBMIT went out, on whatever connection */
     bool accepted;      /* in `life` */
     bool taken;         /* accepted on this connection */
+    bool resumed;       /* somebody else submitted it: there are no fields */
     bool cancel_sent;   /* on this connection */
     atomic_bool cancel; /* wanted; set from any thread */
     uint64_t life;
@@ -79,6 +81,14 @@ struct tandem_stream {
 struct ack {
     uint8_t id[TSP_ID_BYTES];
     uint64_t ping; /* number of the PING that goes behind its ACK; 0: none was sent on this connection */
+};
+
+/* STATUS and its answer. */
+enum question {
+    QUESTION_NONE,
+    QUESTION_OPEN, /* to be sent */
+    QUESTION_SENT, /* on this connection */
+    QUESTION_ANSWERED,
 };
 
 struct core_options {
@@ -112,6 +122,10 @@ struct core {
     uint64_t n_pings;
     uint32_t n_acks;
     struct ack acks[MAX_ACKS];
+    enum question question;
+    int question_result; /* once it is answered; `status` then is of `status_server`, if TANDEM_OK */
+    struct tsp_status_reply status;
+    uint32_t status_server;
     struct tandem_stream *streams;
     uint32_t n_live;                       /* not over */
     uint32_t n_waiting;                    /* STREAM_WAITING */
@@ -132,6 +146,10 @@ void core_lost(struct core *core, const char *reason, uint64_t now_ms);
 void core_tick(struct core *core, uint64_t now_ms);
 /* When core_tick has something to do though nothing was received. */
 uint64_t core_deadline(const struct core *core);
+/* Asks for the server's status, unless that is being asked or answered already. */
+void core_ask_status(struct core *core);
+/* Takes the answer: TANDEM_OK with core->status, TANDEM_AGAIN without one, or why there is none. */
+int core_take_status(struct core *core);
 /* The server may forget every stream; and BYE. */
 void core_bye(struct core *core);
 
@@ -150,6 +168,9 @@ void core_progress(struct core *core);
 /* Takes `fields` over. NULL without memory. */
 struct tandem_stream *stream_create(struct core *core, const uint8_t id[TSP_ID_BYTES], struct buffer *fields,
                                     uint64_t deadline_ms);
+/* A stream of a request that was submitted elsewhere, of whose choices the first ids are known. NULL without memory. */
+struct tandem_stream *stream_resume(struct core *core, const uint8_t id[TSP_ID_BYTES], const uint64_t *offsets,
+                                    uint32_t n_offsets);
 /* By the user: an answer that has not ended is cancelled. */
 void stream_free(struct tandem_stream *stream);
 /* Frees it without a word. */

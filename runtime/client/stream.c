@@ -28,6 +28,25 @@ struct tandem_stream *stream_create(struct core *core, const uint8_t id[TSP_ID_B
     return stream;
 }
 
+struct tandem_stream *stream_resume(struct core *core, const uint8_t id[TSP_ID_BYTES], const uint64_t *offsets,
+                                    uint32_t n_offsets) {
+    struct buffer none = {0};
+    struct choice *choices = calloc(n_offsets + 1, sizeof choices[0]);
+    struct tandem_stream *stream = choices != NULL ? stream_create(core, id, &none, NEVER) : NULL;
+    if (stream == NULL) {
+        free(choices);
+        return NULL;
+    }
+    for (uint32_t i = 0; i < n_offsets; i++) {
+        choices[i].n = offsets[i];
+        choices[i].headless = offsets[i] > 0;
+    }
+    stream->choices = choices;
+    stream->n_choices = n_offsets;
+    stream->resumed = true;
+    return stream;
+}
+
 /* Where the first attached stream with a number of at least `number` is. */
 static uint32_t place_of(const struct core *core, uint32_t number) {
     uint32_t low = 0;
@@ -175,7 +194,7 @@ void streams_of_other_lives(struct core *core, uint64_t life) {
             continue;
         }
         stream->accepted = stream->sent = false; /* this server never heard of it */
-        if (was_begun(stream)) {
+        if (stream->resumed || was_begun(stream)) {
             stream_fail(stream, TANDEM_LOST, "the server was started anew, and with it the rest of the answer is lost");
         }
     }
@@ -255,7 +274,7 @@ static void attach(struct core *core, struct tandem_stream *stream) {
     stream->cancel_sent = stream->taken = false;
     stream->credit = core->options.credit - stream->unread;
     core->attached[core->n_attached++] = stream; /* numbers ascend */
-    if (stream->accepted) {
+    if (stream->accepted || stream->resumed) {
         send_resume(core, stream);
     } else {
         send_submit(core, stream);
@@ -295,7 +314,7 @@ void streams_cancel(struct core *core) {
         }
         if (stream->state == STREAM_ATTACHED) {
             send_cancel(stream);
-        } else if (stream->state == STREAM_WAITING && !stream->sent) {
+        } else if (stream->state == STREAM_WAITING && !stream->sent && !stream->resumed) {
             end_unsent(stream);
         }
     }
@@ -307,19 +326,29 @@ static void mismatch(struct tandem_stream *stream, const char *what) {
     stream_fail(stream, TANDEM_MISMATCH, what);
 }
 
+/* As many choices as the server says there are; of a resumed request perhaps not all were known. */
+static bool fit_choices(struct tandem_stream *stream, uint32_t n) {
+    struct choice *choices = realloc(stream->choices, n * sizeof choices[0]);
+    if (choices == NULL) {
+        return false;
+    }
+    memset(choices + stream->n_choices, 0, (n - stream->n_choices) * sizeof choices[0]);
+    stream->choices = choices;
+    stream->n_choices = n;
+    return true;
+}
+
 static void on_accepted(struct tandem_stream *stream, const struct tsp_accepted *accepted) {
+    bool counted = stream->n_choices > 0 && (stream->accepted || !stream->resumed);
     if (memcmp(accepted->request_id, stream->id, TSP_ID_BYTES) != 0 || accepted->choices == 0 ||
-        accepted->choices > TSP_MAX_CHOICES || (stream->choices != NULL && accepted->choices != stream->n_choices)) {
+        accepted->choices > TSP_MAX_CHOICES || accepted->choices < stream->n_choices ||
+        (counted && accepted->choices != stream->n_choices)) {
         mismatch(stream, "ACCEPTED is for another request");
         return;
     }
-    if (stream->choices == NULL) {
-        stream->choices = calloc(accepted->choices, sizeof stream->choices[0]);
-        if (stream->choices == NULL) {
-            stream_fail(stream, TANDEM_NO_MEMORY, "no memory for the choices");
-            return;
-        }
-        stream->n_choices = accepted->choices;
+    if (!counted && !fit_choices(stream, accepted->choices)) {
+        stream_fail(stream, TANDEM_NO_MEMORY, "no memory for the choices");
+        return;
     }
     stream->accepted = stream->taken = true;
     stream->life = stream->core->welcome.life;
@@ -363,8 +392,8 @@ static void on_done(struct tandem_stream *stream, const struct tsp_message *mess
     const struct tsp_done *done = &message->body.done;
     struct choice *choice = done->choice < stream->n_choices ? &stream->choices[done->choice] : NULL;
     bool last = (message->flags & TSP_END) != 0;
-    if (choice == NULL || done->tokens != choice->n || done->crc != choice->crc || done->finish < TSP_FINISH_STOP ||
-        done->finish > TSP_FINISH_CANCELLED) {
+    if (choice == NULL || done->tokens != choice->n || (done->crc != choice->crc && !choice->headless) ||
+        done->finish < TSP_FINISH_STOP || done->finish > TSP_FINISH_CANCELLED) {
         mismatch(stream, "DONE's count, checksum or finish does not suit the tokens that came");
         return;
     }

@@ -101,6 +101,109 @@ TEST(a_loss_before_accepted_submits_again_and_after_it_resumes) {
     core_free(&rig.core);
 }
 
+TEST(a_resumed_request_goes_on_behind_what_is_known_of_it) {
+    struct rig rig;
+    struct core_options options = rig_options();
+    static const uint8_t id[TSP_ID_BYTES] = {5};
+    static const uint64_t offsets[] = {3};
+    struct tandem_event event;
+    int result;
+    rig_start(&rig, &options);
+    struct tandem_stream *stream = stream_resume(&rig.core, id, offsets, 1);
+    rig_connect(&rig);
+    struct tsp_message resume = rig_hear(&rig, TSP_RESUME, 1);
+    EXPECT_EQ(resume.body.resume.request_id[0], 5);
+    EXPECT_EQ(resume.body.resume.offsets.size, 8);
+    rig_lose(&rig);
+    rig_connect(&rig); /* no SUBMIT, though ACCEPTED did not come */
+    EXPECT_EQ(tsp_u64_at(rig_hear(&rig, TSP_RESUME, 1).body.resume.offsets, 0), 3);
+    rig_accept(&rig, 1, 5, 2);
+    rig_tokens(&rig, 1, 0, 3, 2);
+    EXPECT_EQ(stream_read(stream, &event), TANDEM_OK);
+    EXPECT_EQ(event.offset, 3);
+    rig_done(&rig, 1, 0, 5, false, 99); /* a checksum that nobody here can know */
+    rig_tokens(&rig, 1, 1, 0, 1);
+    rig_done(&rig, 1, 1, 1, true, 0);
+    rig_read(stream, &result);
+    EXPECT_EQ(result, TANDEM_END);
+    rig_hear(&rig, TSP_ACK, 1);
+    core_free(&rig.core);
+}
+
+TEST(a_resumed_request_is_checked_as_far_as_it_was_seen) {
+    for (int kind = 0; kind < 4; kind++) {
+        struct rig rig;
+        struct core_options options = rig_options();
+        static const uint8_t id[TSP_ID_BYTES] = {5};
+        static const uint64_t offsets[] = {3, 0};
+        int result;
+        rig_start(&rig, &options);
+        struct tandem_stream *stream = stream_resume(&rig.core, id, offsets, 2);
+        rig_connect(&rig);
+        rig_hear(&rig, TSP_RESUME, 1);
+        if (kind == 0) {
+            rig_accept(&rig, 1, 5, 1); /* fewer choices than are known */
+        } else if (kind == 1) {
+            rig_error(&rig, 1, TSP_CODE_NOT_FOUND, "No request of this id and key");
+        } else {
+            rig_accept(&rig, 1, 5, 2);
+        }
+        if (kind == 2) {
+            rig_done(&rig, 1, 1, 0, false, 1); /* all of that one's ids were seen */
+        } else if (kind == 3) {
+            rig_lose(&rig);
+            rig_open(&rig);
+            rig_welcome(&rig, LIFE + 1);
+        }
+        static const int results[] = {TANDEM_MISMATCH, TSP_CODE_NOT_FOUND, TANDEM_MISMATCH, TANDEM_LOST};
+        rig_read(stream, &result);
+        EXPECT_EQ(result, results[kind]);
+        core_free(&rig.core);
+    }
+}
+
+static void say_status(struct rig *rig, uint32_t running) {
+    struct tsp_message message = {.type = TSP_STATUS_REPLY, .body.status = {.running = running}};
+    const struct tsp_fields *fields = tsp_fields_of(TSP_STATUS_REPLY);
+    for (size_t i = 0; i < fields->n; i++) {
+        message.given |= 1ull << fields->table[i].tag;
+    }
+    rig_say(rig, &message);
+}
+
+TEST(status_is_asked_for_until_it_is_answered) {
+    struct rig rig;
+    struct core_options options = rig_options();
+    rig_start(&rig, &options);
+    EXPECT_EQ(core_take_status(&rig.core), TANDEM_AGAIN);
+    core_ask_status(&rig.core);
+    rig_connect(&rig); /* for nothing else */
+    rig_hear(&rig, TSP_STATUS, 0);
+    core_ask_status(&rig.core); /* the same question */
+    core_tick(&rig.core, rig.now_ms);
+    EXPECT_EQ(rig.core.out.size, 0);
+    rig_lose(&rig);
+    rig_connect(&rig);
+    rig_hear(&rig, TSP_STATUS, 0);
+    say_status(&rig, 7);
+    say_status(&rig, 8); /* nobody asked */
+    EXPECT_EQ(core_take_status(&rig.core), TANDEM_OK);
+    EXPECT_EQ(rig.core.status.running, 7);
+    EXPECT_EQ(core_take_status(&rig.core), TANDEM_AGAIN);
+    rig_lose(&rig);
+    EXPECT(!core_wants_connection(&rig.core));
+    core_ask_status(&rig.core);
+    rig_open(&rig);
+    rig_error(&rig, 0, TSP_CODE_UNAUTHORIZED, "No valid API key");
+    EXPECT_EQ(core_take_status(&rig.core), TSP_CODE_UNAUTHORIZED);
+    core_ask_status(&rig.core);
+    rig.now_ms += 5000;
+    rig_open(&rig);
+    core_tick(&rig.core, rig.now_ms + options.give_up_ms);
+    EXPECT_EQ(core_take_status(&rig.core), TANDEM_UNREACHABLE);
+    core_free(&rig.core);
+}
+
 TEST(what_does_not_fit_together_is_a_mismatch) {
     for (int kind = 0; kind < 5; kind++) {
         struct rig rig;
@@ -520,6 +623,31 @@ TEST(requests_take_the_fields_of_the_protocol_by_name) {
     EXPECT_EQ(decoded.given,
               1ull << 1 | 1ull << 7 | 1ull << 11 | 1ull << 15 | 1ull << 29 | 1ull << 31 | 1ull << 33 | 1ull << 35);
     buffer_free(&payload);
+    tandem_request_free(request);
+}
+
+/* Whatever SUBMIT can carry has a setter, but for what the library sets itself. */
+TEST(requests_can_carry_all_that_the_protocol_can) {
+    struct tandem_request *request = tandem_request_create();
+    const struct tsp_fields *fields = tsp_fields_of(TSP_SUBMIT);
+    const struct tandem_message message = {.role = "user"};
+    static const uint32_t ids[] = {1};
+    static const float values[] = {1};
+    for (size_t i = 0; i < fields->n; i++) {
+        const struct tsp_field *field = &fields->table[i];
+        switch (field->kind) {
+        case TSP_KIND_ID: break;
+        case TSP_KIND_F32: EXPECT_EQ(tandem_request_float(request, field->name, 0.5), TANDEM_OK); break;
+        case TSP_KIND_BYTES: EXPECT_EQ(tandem_request_text(request, field->name, "x", 1), TANDEM_OK); break;
+        case TSP_KIND_U32S: EXPECT_EQ(tandem_request_ids(request, field->name, ids, 1), TANDEM_OK); break;
+        case TSP_KIND_BIAS: EXPECT_EQ(tandem_request_bias(request, ids, values, 1), TANDEM_OK); break;
+        case TSP_KIND_FIELDS: EXPECT_EQ(tandem_request_message(request, &message), TANDEM_OK); break;
+        default:
+            EXPECT_EQ(tandem_request_int(request, field->name, 1),
+                      field->tag == TSP_SUBMIT_CREDIT ? TANDEM_MISUSE : TANDEM_OK);
+            break;
+        }
+    }
     tandem_request_free(request);
 }
 
