@@ -364,14 +364,14 @@ int tandem_stream_next(struct tandem_stream *stream, int timeout_ms, struct tand
     if (is_foreign(client)) {
         return TANDEM_MISUSE;
     }
-    int result = stream_read(stream, event);
+    int result = pieces_read(stream, event);
     if (result != TANDEM_AGAIN) {
         return result;
     }
     uint64_t end_ms = end_of(timeout_ms);
     for (;;) {
         tandem_client_process(client);
-        result = stream_read(stream, event);
+        result = pieces_read(stream, event);
         if (result != TANDEM_AGAIN || (end_ms != NEVER && now_ms() >= end_ms)) {
             return result;
         }
@@ -382,7 +382,7 @@ int tandem_stream_next(struct tandem_stream *stream, int timeout_ms, struct tand
 /* One event, end or failure of any stream; TANDEM_AGAIN without one. */
 static int read_any(struct core *core, struct tandem_stream **stream, struct tandem_event *event) {
     while ((*stream = stream_next_ready(core)) != NULL) {
-        int result = stream_read(*stream, event);
+        int result = pieces_read(*stream, event);
         if (result == TANDEM_OK) {
             stream_set_ready(*stream);
             return result;
@@ -444,7 +444,9 @@ int tandem_client_status(struct tandem_client *client, int timeout_ms, struct ta
                                      .replicas = reply->replicas,
                                      .replicas_up = reply->replicas_up,
                                      .draining = reply->draining != 0,
-                                     .requests = reply->requests};
+                                     .requests = reply->requests,
+                                     .max_model_len = core->welcome.max_model_len};
+    memcpy(status->model, core->model, sizeof status->model);
     return TANDEM_OK;
 }
 

@@ -190,7 +190,10 @@ static void on_welcome(struct core *core, const struct tsp_welcome *welcome) {
     }
     core->link = LINK_OPEN;
     core->welcome = *welcome;
-    core->welcome.name = core->welcome.model = (struct tsp_bytes){0}; /* they lay in the frame */
+    core->welcome.name = core->welcome.model = (struct tsp_bytes){0};
+    const char *model = welcome->model.size > 0 ? (const char *)welcome->model.data : "";
+    uint32_t n_model = welcome->model.size < sizeof core->model ? welcome->model.size : sizeof core->model - 1;
+    snprintf(core->model, sizeof core->model, "%.*s", (int)n_model, model);
     core->welcome.max_frame = welcome->max_frame < TSP_MAX_PAYLOAD ? welcome->max_frame : TSP_MAX_PAYLOAD;
     streams_of_other_lives(core, welcome->life);
 }

@@ -104,7 +104,8 @@ struct core {
     struct buffer in, out;
 
     /* of this connection */
-    struct tsp_welcome welcome;
+    struct tsp_welcome welcome; /* but for its texts, which lay in the frame */
+    char model[256];
     uint64_t since_ms, heard_ms;
     bool pinged;
     uint64_t ack_ping; /* number of the PING that asks whether ACKs arrived; 0: none is on its way */
@@ -218,7 +219,7 @@ struct piece_parts {
 bool piece_add(struct tandem_stream *stream, const struct piece_parts *parts);
 void pieces_free(struct tandem_stream *stream);
 /* Gives out the next piece: TANDEM_OK, or the stream's result. What it gave before is freed. */
-int stream_read(struct tandem_stream *stream, struct tandem_event *event);
+int pieces_read(struct tandem_stream *stream, struct tandem_event *event);
 /* Takes the first stream off the queue of those that have something to give out; NULL without one. */
 struct tandem_stream *stream_next_ready(struct core *core);
 void stream_set_ready(struct tandem_stream *stream);

@@ -74,7 +74,7 @@ static void return_credit(struct tandem_stream *stream) {
     core_send(core, &message);
 }
 
-int stream_read(struct tandem_stream *stream, struct tandem_event *event) {
+int pieces_read(struct tandem_stream *stream, struct tandem_event *event) {
     struct piece *piece = stream->first;
     free(stream->reading);
     stream->reading = piece;

@@ -181,7 +181,7 @@ static inline void rig_pong(struct rig *rig, uint64_t data) {
 static inline size_t rig_read(struct tandem_stream *stream, int *result) {
     struct tandem_event event;
     size_t n = 0;
-    while ((*result = stream_read(stream, &event)) == TANDEM_OK) {
+    while ((*result = pieces_read(stream, &event)) == TANDEM_OK) {
         n += event.n_ids;
     }
     return n;

@@ -48,19 +48,19 @@ TEST(an_answer_however_its_bytes_arrive) {
         rig_tokens(&rig, 1, 0, 0, 2);
         rig_tokens(&rig, 1, 0, 2, 1);
         rig_done(&rig, 1, 0, 3, true, 0);
-        EXPECT_EQ(stream_read(stream, &event), TANDEM_OK);
+        EXPECT_EQ(pieces_read(stream, &event), TANDEM_OK);
         EXPECT_EQ(event.n_ids, 2);
         EXPECT_EQ(event.ids[1], 1);
         EXPECT_TEXT(event.text, "t");
         EXPECT_EQ(event.finish, TANDEM_FINISH_NONE);
-        EXPECT_EQ(stream_read(stream, &event), TANDEM_OK);
+        EXPECT_EQ(pieces_read(stream, &event), TANDEM_OK);
         EXPECT_EQ(event.offset, 2);
-        EXPECT_EQ(stream_read(stream, &event), TANDEM_OK);
+        EXPECT_EQ(pieces_read(stream, &event), TANDEM_OK);
         EXPECT(event.last);
         EXPECT_EQ(event.finish, TANDEM_FINISH_STOP);
         EXPECT_EQ(event.usage.completion_tokens, 3);
-        EXPECT_EQ(stream_read(stream, &event), TANDEM_END);
-        EXPECT_EQ(stream_read(stream, &event), TANDEM_END);
+        EXPECT_EQ(pieces_read(stream, &event), TANDEM_END);
+        EXPECT_EQ(pieces_read(stream, &event), TANDEM_END);
         rig_hear(&rig, TSP_ACK, 1);
         rig_hear(&rig, TSP_PING, 0);
         EXPECT_EQ(rig.core.out.size, 0);
@@ -119,7 +119,7 @@ TEST(a_resumed_request_goes_on_behind_what_is_known_of_it) {
     EXPECT_EQ(tsp_u64_at(rig_hear(&rig, TSP_RESUME, 1).body.resume.offsets, 0), 3);
     rig_accept(&rig, 1, 5, 2);
     rig_tokens(&rig, 1, 0, 3, 2);
-    EXPECT_EQ(stream_read(stream, &event), TANDEM_OK);
+    EXPECT_EQ(pieces_read(stream, &event), TANDEM_OK);
     EXPECT_EQ(event.offset, 3);
     rig_done(&rig, 1, 0, 5, false, 99); /* a checksum that nobody here can know */
     rig_tokens(&rig, 1, 1, 0, 1);
@@ -237,14 +237,14 @@ TEST(credit_bounds_what_lies_unread) {
     rig_tokens(&rig, 1, 0, 0, 3);
     rig_tokens(&rig, 1, 0, 3, 5);
     EXPECT_EQ(rig.core.out.size, 0);
-    stream_read(stream, &event);
+    pieces_read(stream, &event);
     EXPECT_EQ(rig.core.out.size, 0); /* 3 are not worth a frame */
-    stream_read(stream, &event);
+    pieces_read(stream, &event);
     EXPECT_EQ(rig_hear(&rig, TSP_CREDIT, 1).body.credit.tokens, 8);
     rig_tokens(&rig, 1, 0, 8, 8);
     rig_tokens(&rig, 1, 0, 16, 1);
-    EXPECT_EQ(stream_read(stream, &event), TANDEM_OK);
-    EXPECT_EQ(stream_read(stream, &event), TANDEM_MISMATCH);
+    EXPECT_EQ(pieces_read(stream, &event), TANDEM_OK);
+    EXPECT_EQ(pieces_read(stream, &event), TANDEM_MISMATCH);
     core_free(&rig.core);
 }
 
@@ -315,9 +315,9 @@ TEST(cancel_before_and_after_the_submit) {
     atomic_store(&unsent->cancel, true);
     atomic_store(&rig.core.cancels, true);
     core_tick(&rig.core, rig.now_ms);
-    EXPECT_EQ(stream_read(unsent, &event), TANDEM_OK);
+    EXPECT_EQ(pieces_read(unsent, &event), TANDEM_OK);
     EXPECT_EQ(event.finish, TANDEM_FINISH_CANCELLED);
-    EXPECT_EQ(stream_read(unsent, &event), TANDEM_END);
+    EXPECT_EQ(pieces_read(unsent, &event), TANDEM_END);
     EXPECT(!core_wants_connection(&rig.core));
     struct tandem_stream *sent = running(&rig, 1);
     atomic_store(&sent->cancel, true);

@@ -235,7 +235,7 @@ def status_is_told_and_disconnects_may_cancel():
     server = start("--set", "engine.queue=7")
     with Client([server.tcp], timeout=30) as client:
         status = client.status()
-        expect_equal(status, (server.tcp, 0, 0, 7, 0.0, 1, 1, False, 0), "status of an idle server")
+        expect_equal(status, (server.tcp, 0, 0, 7, 0.0, 1, 1, False, 0, 4096, "tandem-r1-tiny"), "status when idle")
         stream = client.generate(prompt=["12", [15, 16]], max_tokens=3900, ignore_eos=True, on_disconnect="cancel",
                                  deadline_ms=600000)
         next(stream)

@@ -57,7 +57,7 @@ static void tick(struct world *world) {
 static void read_all(struct world *world, struct tandem_stream *stream) {
     struct tandem_event event;
     int result;
-    while ((result = stream_read(stream, &event)) == TANDEM_OK) {
+    while ((result = pieces_read(stream, &event)) == TANDEM_OK) {
         world->hash = hash64(world->hash, event.ids, event.n_ids * sizeof event.ids[0]);
         world->hash = hash64(world->hash, event.text, event.text_size);
         CHECK(event.text[event.text_size] == '\0' && event.reasoning[event.reasoning_size] == '\0', "no end");

@@ -76,6 +76,8 @@ class Status(NamedTuple):
     replicas_up: int
     draining: bool
     requests: int
+    max_model_len: int
+    model: str
 
 
 # ---- the library
@@ -116,7 +118,7 @@ class _Status(ctypes.Structure):
     _fields_ = [("size", ctypes.c_size_t), ("server", ctypes.c_char_p), ("running", ctypes.c_uint32),
                 ("waiting", ctypes.c_uint32), ("queue_max", ctypes.c_uint32), ("kv_used", ctypes.c_float),
                 ("replicas", ctypes.c_uint32), ("replicas_up", ctypes.c_uint32), ("draining", ctypes.c_bool),
-                ("requests", ctypes.c_uint32)]
+                ("requests", ctypes.c_uint32), ("max_model_len", ctypes.c_uint32), ("model", ctypes.c_char * 256)]
 
 
 class _Cursor(ctypes.Structure):
@@ -410,7 +412,8 @@ class Client:
             if result == _AGAIN and end is not None and time.monotonic() >= end:
                 result = _TIMEOUT
         _check(result, "status")
-        return Status(found.server.decode(), *(getattr(found, name) for name in Status._fields[1:]))
+        numbers = [getattr(found, name) for name in Status._fields[1:-1]]
+        return Status(found.server.decode(), *numbers, found.model.decode("utf-8", "replace"))
 
     def _check_open(self) -> None:
         if not self._handle:

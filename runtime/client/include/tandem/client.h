@@ -290,16 +290,18 @@ TANDEM_API uint64_t tandem_client_reconnects(const struct tandem_client *client)
 /* ---- how a server stands */
 
 struct tandem_status {
-    size_t size;          /* sizeof(struct tandem_status), set by the caller */
-    const char *server;   /* the one of the options' that answered; lives as long as the client */
-    uint32_t running;     /* sequences that are computed */
-    uint32_t waiting;     /* sequences in the queue, which refuses more than `queue_max` */
-    uint32_t queue_max;   /* of all replicas together */
-    float kv_used;        /* share of the KV cache in use, 0 to 1 */
-    uint32_t replicas;    /* copies of the model ... */
-    uint32_t replicas_up; /* ... and those of which all workers are there */
-    bool draining;        /* it is about to end and takes no new requests */
-    uint32_t requests;    /* of this protocol that it holds, ended ones that were not acknowledged among them */
+    size_t size;            /* sizeof(struct tandem_status), set by the caller */
+    const char *server;     /* the one of the options' that answered; lives as long as the client */
+    uint32_t running;       /* sequences that are computed */
+    uint32_t waiting;       /* sequences in the queue, which refuses more than `queue_max` */
+    uint32_t queue_max;     /* of all replicas together */
+    float kv_used;          /* share of the KV cache in use, 0 to 1 */
+    uint32_t replicas;      /* copies of the model ... */
+    uint32_t replicas_up;   /* ... and those of which all workers are there */
+    bool draining;          /* it is about to end and takes no new requests */
+    uint32_t requests;      /* of this protocol that it holds, ended ones that were not acknowledged among them */
+    uint32_t max_model_len; /* tokens of prompt and answer together; 0: not said */
+    char model[256];        /* its name, as far as it fits */
 };
 
 /* Asks the server that the client is connected to, or the first one that it reaches, waiting up to `timeout_ms` for the
