@@ -8,15 +8,18 @@
 
 #define ACKS_AT_ONCE 16 /* between two PINGs: so a connection that is cut soon gets some of them through */
 
+static void send_id(struct core *core, struct ack *ack) {
+    struct tsp_message message = {.type = TSP_ACK, .given = 1u << TSP_ACK_REQUEST_ID};
+    memcpy(message.body.ack.request_id, ack->id, TSP_ID_BYTES);
+    core_send(core, &message);
+    ack->ping = core->n_pings + 1;
+}
+
 /* Those that were not sent on this connection, as far as `most`. */
 static void send_unsent(struct core *core, uint32_t most) {
     for (uint32_t i = 0; i < core->n_acks && most > 0; i++) {
-        struct ack *ack = &core->acks[i];
-        if (ack->ping == 0) {
-            struct tsp_message message = {.type = TSP_ACK, .given = 1u << TSP_ACK_REQUEST_ID};
-            memcpy(message.body.ack.request_id, ack->id, TSP_ID_BYTES);
-            core_send(core, &message);
-            ack->ping = core->n_pings + 1;
+        if (core->acks[i].ping == 0) {
+            send_id(core, &core->acks[i]);
             most--;
         }
     }
@@ -30,8 +33,8 @@ void acks_add(struct core *core, const uint8_t id[TSP_ID_BYTES], bool sent) {
     struct ack *ack = &core->acks[core->n_acks++];
     memcpy(ack->id, id, TSP_ID_BYTES);
     ack->ping = sent ? core->n_pings + 1 : 0;
-    if (!sent) {
-        acks_send(core);
+    if (!sent && core->link == LINK_OPEN) { /* before another stream takes its place */
+        send_id(core, ack);
     }
 }
 

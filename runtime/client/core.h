@@ -37,6 +37,8 @@ struct choice {
     uint32_t crc;
     bool headless; /* the first ids were not seen: `crc` is not of all */
     bool done;
+    enum tandem_finish finish;
+    bool over; /* done before this connection: what comes of it again is passed over */
 };
 
 /* An event that waits to be read, and what it points to. */
@@ -193,7 +195,8 @@ void streams_fail(struct core *core, int code, const char *message);
 
 /* ---- requests that the server may forget (ack.c) */
 
-/* Its ACK was sent on its stream just now, or (`sent` false) is to be sent by its id. */
+/* Its ACK was sent on its stream just now, or (`sent` false) is to be sent by its id: at once, or on the next
+ * connection. */
 void acks_add(struct core *core, const uint8_t id[TSP_ID_BYTES], bool sent);
 /* Sends some that were not sent on this connection, and the PING behind them, unless one is on its way. */
 void acks_send(struct core *core);
@@ -218,6 +221,8 @@ struct piece_parts {
 /* Copies the parts behind the pieces that wait. False without memory. */
 bool piece_add(struct tandem_stream *stream, const struct piece_parts *parts);
 void pieces_free(struct tandem_stream *stream);
+/* Gives the server as much credit as there is room for, once it is worth a frame. */
+void stream_return_credit(struct tandem_stream *stream);
 /* Gives out the next piece: TANDEM_OK, or the stream's result. What it gave before is freed. */
 int pieces_read(struct tandem_stream *stream, struct tandem_event *event);
 /* Takes the first stream off the queue of those that have something to give out; NULL without one. */

@@ -274,6 +274,9 @@ static void attach(struct core *core, struct tandem_stream *stream) {
     stream->cancel_sent = stream->taken = false;
     stream->credit = core->options.credit - stream->unread;
     core->attached[core->n_attached++] = stream; /* numbers ascend */
+    for (uint32_t i = 0; i < stream->n_choices; i++) {
+        stream->choices[i].over = stream->choices[i].done;
+    }
     if (stream->accepted || stream->resumed) {
         send_resume(core, stream);
     } else {
@@ -357,15 +360,19 @@ static void on_accepted(struct tandem_stream *stream, const struct tsp_accepted 
 static void on_tokens(struct tandem_stream *stream, const struct tsp_tokens *tokens) {
     uint32_t n = tokens->ids.size / 4;
     struct choice *choice = tokens->choice < stream->n_choices ? &stream->choices[tokens->choice] : NULL;
-    if (choice == NULL || choice->done || tokens->offset != choice->n) {
-        mismatch(stream, "TOKENS do not begin where the choice's last ones ended");
-        return;
-    }
     if (n > stream->credit) {
         mismatch(stream, "the server sent more tokens than it had credit for");
         return;
     }
     stream->credit -= n;
+    if (choice != NULL && choice->over) {
+        stream_return_credit(stream);
+        return;
+    }
+    if (choice == NULL || choice->done || tokens->offset != choice->n) {
+        mismatch(stream, "TOKENS do not begin where the choice's last ones ended");
+        return;
+    }
     choice->n += n;
     choice->crc = crc32c(choice->crc, tokens->ids.data, tokens->ids.size);
     struct piece_parts parts = {.choice = tokens->choice,
@@ -388,23 +395,28 @@ static bool all_done(const struct tandem_stream *stream) {
     return true;
 }
 
+static bool fits(const struct choice *choice, const struct tsp_done *done) {
+    return choice != NULL &&
+           (choice->over || (done->tokens == choice->n && (done->crc == choice->crc || choice->headless) &&
+                             done->finish >= TSP_FINISH_STOP && done->finish <= TSP_FINISH_CANCELLED));
+}
+
 static void on_done(struct tandem_stream *stream, const struct tsp_message *message) {
     const struct tsp_done *done = &message->body.done;
     struct choice *choice = done->choice < stream->n_choices ? &stream->choices[done->choice] : NULL;
     bool last = (message->flags & TSP_END) != 0;
-    if (choice == NULL || done->tokens != choice->n || (done->crc != choice->crc && !choice->headless) ||
-        done->finish < TSP_FINISH_STOP || done->finish > TSP_FINISH_CANCELLED) {
+    if (!fits(choice, done)) {
         mismatch(stream, "DONE's count, checksum or finish does not suit the tokens that came");
         return;
     }
-    bool again = choice->done; /* after a RESUME */
+    bool again = choice->done;
     choice->done = true;
+    choice->finish = again ? choice->finish : (enum tandem_finish)done->finish;
     if (last && !all_done(stream)) {
         mismatch(stream, "the request ended before all its choices had");
         return;
     }
-    struct piece_parts parts = {
-        .choice = done->choice, .offset = choice->n, .finish = (enum tandem_finish)done->finish, .last = last};
+    struct piece_parts parts = {.choice = done->choice, .offset = choice->n, .finish = choice->finish, .last = last};
     if (!again) {
         parts.text = done->text;
         parts.reasoning = done->reasoning;

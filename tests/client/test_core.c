@@ -162,6 +162,35 @@ TEST(a_resumed_request_is_checked_as_far_as_it_was_seen) {
     }
 }
 
+/* A front-end that died after it had said so knows nothing of a cancel, and goes on with the choice. */
+TEST(a_choice_that_has_ended_stays_so_after_a_loss) {
+    struct rig rig;
+    struct core_options options = rig_options();
+    struct tandem_event event;
+    rig_start(&rig, &options);
+    struct tandem_stream *stream = running(&rig, 2);
+    rig_tokens(&rig, 1, 0, 0, 2);
+    rig_done(&rig, 1, 0, 2, false, 0);
+    for (int i = 0; i < 2; i++) {
+        EXPECT_EQ(pieces_read(stream, &event), TANDEM_OK);
+    }
+    rig_lose(&rig);
+    rig_connect(&rig);
+    rig_hear(&rig, TSP_RESUME, 1);
+    rig_accept(&rig, 1, 5, 2);
+    rig_tokens(&rig, 1, 0, 2, 5);
+    EXPECT_EQ(rig_hear(&rig, TSP_CREDIT, 1).body.credit.tokens, 5); /* the other choice needs it */
+    rig_tokens(&rig, 1, 1, 0, 1);
+    rig_done(&rig, 1, 0, 7, false, 0);
+    rig_done(&rig, 1, 1, 1, true, 0);
+    EXPECT_EQ(pieces_read(stream, &event), TANDEM_OK);
+    EXPECT_EQ(event.choice, 1);
+    EXPECT_EQ(pieces_read(stream, &event), TANDEM_OK);
+    EXPECT(event.choice == 1 && event.last);
+    EXPECT_EQ(pieces_read(stream, &event), TANDEM_END);
+    core_free(&rig.core);
+}
+
 static void say_status(struct rig *rig, uint32_t running) {
     struct tsp_message message = {.type = TSP_STATUS_REPLY, .body.status = {.running = running}};
     const struct tsp_fields *fields = tsp_fields_of(TSP_STATUS_REPLY);

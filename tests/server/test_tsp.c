@@ -256,6 +256,49 @@ static void four_with_stops(struct tsp_writer *writer) {
     tsp_put_u8(writer, TSP_SUBMIT_ECHO, 1);
 }
 
+static void two_choices(struct tsp_writer *writer) {
+    tsp_put_u32(writer, TSP_SUBMIT_N, 2);
+}
+
+/* Takes messages of the stream until END; the ids that each choice had then, all of them cancelled. */
+static void read_cancelled(struct tsp_client *client, uint32_t stream, uint64_t n_ids[2]) {
+    struct tsp_message message;
+    do {
+        message = tsp_client_next(client);
+        EXPECT_EQ(message.stream, stream);
+        if (message.type == TSP_DONE) {
+            EXPECT_EQ(message.body.done.finish, TSP_FINISH_CANCELLED);
+            n_ids[message.body.done.choice] = message.body.done.tokens;
+        }
+    } while ((message.flags & TSP_END) == 0);
+}
+
+/* The engine was done with it before the cancel, the stream was not: what one stream was told is what all are. */
+TEST(a_cancelled_answer_ends_in_the_same_place_for_every_stream) {
+    struct rig rig;
+    struct rig_options options = endless_options();
+    struct tsp_client client;
+    uint64_t told[2] = {0};
+    uint64_t again[2] = {0};
+    rig_start(&rig, &options);
+    tsp_client_open(&client, &rig, NULL);
+    tsp_client_submit(&client, 1, 7, 50, 10, two_choices);
+    EXPECT_EQ(tsp_client_next(&client).type, TSP_ACCEPTED);
+    rig_await_metric(&rig, "vllm:request_success_total{model_name=\"" RIG_MODEL "\",finished_reason=\"length\"}", 2);
+    tsp_client_say(&client, TSP_CANCEL, 1);
+    read_cancelled(&client, 1, told);
+    EXPECT_EQ(told[0] + told[1], 10); /* the credit */
+    tsp_client_close(&client);
+    tsp_client_open(&client, &rig, NULL);
+    tsp_client_resume(&client, 1, 7, told[0]);
+    read_cancelled(&client, 1, again);
+    EXPECT(again[0] == told[0] && again[1] == told[1]);
+    tsp_client_say(&client, TSP_ACK, 1);
+    expect_clean(&rig);
+    tsp_client_close(&client);
+    rig_stop(&rig);
+}
+
 /* Nobody reads, and yet no sequence goes on behind its stop text. */
 TEST(stop_texts_are_found_without_a_reader) {
     struct rig rig;
