@@ -392,7 +392,7 @@ class Client:
     def resume(self, id: bytes, offsets: Sequence[int] = ()) -> Stream:
         """Takes up a request by the id of its stream: of this client or of another one with the same key, in this process
         or another, that left or lost it not longer ago than the server's resume window. `offsets` says for each choice
-        how many of its ids are there already; the events go on behind them."""
+        how many of its ids are there already; the events go on behind them. The client's `timeout` is not for it."""
         self._check_open()
         if len(id) != _ID_BYTES:
             raise TandemError(-8, f"id: {len(id)} bytes; a stream's id has {_ID_BYTES}", "id")
