@@ -59,7 +59,9 @@ static enum status open_link(const struct chat_options *options, void **out, cha
 /* A setter that fails leaves its mark in the request: tandem_submit says so. */
 static struct tandem_request *make_request(const struct chat_options *options, const struct chat_question *question) {
     struct tandem_request *request = tandem_request_create();
-    tandem_request_text(request, "model", question->model, strlen(question->model));
+    if (options->model != NULL) {
+        tandem_request_text(request, "model", options->model, strlen(options->model));
+    }
     if (options->max_tokens > 0) {
         tandem_request_int(request, "max_tokens", options->max_tokens);
     }

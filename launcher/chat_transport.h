@@ -13,15 +13,15 @@ struct chat_message {
 
 /* The conversation so far, its last message the question. */
 struct chat_question {
-    const char *model;
+    const char *model; /* as open found it */
     const struct chat_message *messages;
     size_t n_messages;
     const volatile sig_atomic_t *cancelled; /* nobody waits for the answer any more */
 };
 
 struct chat_transport {
-    /* Reaches the server; *model is the name to show and to ask for, which the chat frees. *link is closed by the chat
-     * after a failure too. */
+    /* Reaches the server; *model is the name to show, and for HTTP to ask for, which the chat frees. *link is closed by
+     * the chat after a failure too. */
     enum status (*open)(const struct chat_options *options, void **link, char **model);
     void (*close)(void *link);
     /* Hands the answer out as it comes. *cut: the token limit ended it. Once it is cancelled any result will do, but
