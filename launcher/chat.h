@@ -1,5 +1,5 @@
-/* A conversation with a server over OpenAI's chat API: the part of `tandem chat` that knows JSON and HTTP, and nothing
- * of terminals. */
+/* A conversation with a server: the part of `tandem chat` that knows nothing of terminals. chat_transport.h has the
+ * ways to a server. */
 #ifndef TANDEM_LAUNCHER_CHAT_H
 #define TANDEM_LAUNCHER_CHAT_H
 
@@ -12,14 +12,15 @@
 struct chat;
 
 struct chat_options {
-    const char *url;     /* "http://HOST:PORT"; a "/v1" at its end and a missing "http://" are forgiven */
+    const char *url;     /* "http://HOST:PORT"; a "/v1" at its end and a missing "http://" are forgiven. Or
+                          * "tcp://HOST:PORT", for the stream protocol */
     const char *api_key; /* NULL: none */
     const char *model;   /* NULL: the first that the server lists */
     const char *system;  /* NULL: no system message */
     uint32_t max_tokens; /* 0: as many as fit */
     float temperature;   /* negative: the server's default */
     int64_t seed;        /* negative: the server's choice */
-    unsigned timeout_ms; /* without a byte from the server */
+    unsigned timeout_ms; /* without a byte from the server (tcp: from any, across connections) */
 };
 
 /* Connects and asks for the model's name. Texts of `options` must live as long as the chat. */

@@ -30,14 +30,17 @@ static const struct arg_spec specs[] = {
 };
 
 static const char help[] =
-    "Talks to a server, " DEFAULT_URL
-    " unless a URL is given. Reasoning is shown dimmed on a terminal. Ctrl-C ends an\n"
-    "answer; at the prompt Ctrl-C or Ctrl-D ends the program. Without a terminal on standard input all of it is one\n"
-    "question, as with --once; then the exit code is 1 when the answer did not come whole.\n"
+    "Talks to a server, " DEFAULT_URL " unless a URL is given. tcp://HOST:PORT uses the stream protocol, over\n"
+    "which an answer goes on after a cut connection or a restart of the server's front-end. Reasoning is shown dimmed "
+    "on\n"
+    "a terminal. Ctrl-C ends an answer; at the prompt Ctrl-C or Ctrl-D ends the program. Without a terminal on "
+    "standard\n"
+    "input all of it is one question, as with --once; then the exit code is 1 when the answer did not come whole.\n"
     "\n"
     "examples:\n"
     "  tandem chat\n"
     "  tandem chat http://127.0.0.1:9000 --once 'What is 407 - 1295?'\n"
+    "  tandem chat tcp://127.0.0.1:8001\n"
     "  echo '12 * 34 = ?' | tandem chat --no-thinking --temperature 0\n";
 
 /* ---- output */

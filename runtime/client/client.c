@@ -318,6 +318,26 @@ int tandem_submit(struct tandem_client *client, const struct tandem_request *req
     return *stream != NULL ? TANDEM_OK : TANDEM_NO_MEMORY;
 }
 
+void tandem_stream_id(const struct tandem_stream *stream, uint8_t id[TANDEM_ID_BYTES]) {
+    memcpy(id, stream->id, TANDEM_ID_BYTES);
+}
+
+int tandem_resume(struct tandem_client *client, const uint8_t id[TANDEM_ID_BYTES], const uint64_t *offsets,
+                  size_t n_offsets, struct tandem_stream **stream) {
+    *stream = NULL;
+    if (is_foreign(client) || id == NULL || n_offsets > TSP_MAX_CHOICES || (offsets == NULL && n_offsets > 0)) {
+        return TANDEM_MISUSE;
+    }
+    *stream = stream_resume(&client->core, id, offsets, (uint32_t)n_offsets);
+    return *stream != NULL ? TANDEM_OK : TANDEM_NO_MEMORY;
+}
+
+void tandem_stream_leave(struct tandem_stream *stream) {
+    if (stream != NULL && !is_foreign(client_of(stream))) {
+        stream_destroy(stream);
+    }
+}
+
 void tandem_stream_free(struct tandem_stream *stream) {
     if (stream != NULL && !is_foreign(client_of(stream))) {
         stream_free(stream);
@@ -344,14 +364,14 @@ int tandem_stream_next(struct tandem_stream *stream, int timeout_ms, struct tand
     if (is_foreign(client)) {
         return TANDEM_MISUSE;
     }
-    int result = stream_read(stream, event);
+    int result = pieces_read(stream, event);
     if (result != TANDEM_AGAIN) {
         return result;
     }
     uint64_t end_ms = end_of(timeout_ms);
     for (;;) {
         tandem_client_process(client);
-        result = stream_read(stream, event);
+        result = pieces_read(stream, event);
         if (result != TANDEM_AGAIN || (end_ms != NEVER && now_ms() >= end_ms)) {
             return result;
         }
@@ -362,7 +382,7 @@ int tandem_stream_next(struct tandem_stream *stream, int timeout_ms, struct tand
 /* One event, end or failure of any stream; TANDEM_AGAIN without one. */
 static int read_any(struct core *core, struct tandem_stream **stream, struct tandem_event *event) {
     while ((*stream = stream_next_ready(core)) != NULL) {
-        int result = stream_read(*stream, event);
+        int result = pieces_read(*stream, event);
         if (result == TANDEM_OK) {
             stream_set_ready(*stream);
             return result;
@@ -394,6 +414,40 @@ int tandem_client_next(struct tandem_client *client, int timeout_ms, struct tand
         }
         wait_until(client, end_ms);
     }
+}
+
+int tandem_client_status(struct tandem_client *client, int timeout_ms, struct tandem_status *status) {
+    struct core *core = &client->core;
+    if (is_foreign(client) || status == NULL || status->size < sizeof *status) {
+        return TANDEM_MISUSE;
+    }
+    core_ask_status(core);
+    uint64_t end_ms = end_of(timeout_ms);
+    for (;;) {
+        tandem_client_process(client);
+        int result = core_take_status(core);
+        if (result == TANDEM_OK) {
+            break;
+        }
+        if (result != TANDEM_AGAIN || (end_ms != NEVER && now_ms() >= end_ms)) {
+            return result;
+        }
+        wait_until(client, end_ms);
+    }
+    const struct tsp_status_reply *reply = &core->status;
+    *status = (struct tandem_status){.size = status->size,
+                                     .server = client->servers[core->status_server],
+                                     .running = reply->running,
+                                     .waiting = reply->waiting,
+                                     .queue_max = reply->queue_max,
+                                     .kv_used = reply->kv_used,
+                                     .replicas = reply->replicas,
+                                     .replicas_up = reply->replicas_up,
+                                     .draining = reply->draining != 0,
+                                     .requests = reply->requests,
+                                     .max_model_len = core->welcome.max_model_len};
+    memcpy(status->model, core->model, sizeof status->model);
+    return TANDEM_OK;
 }
 
 bool tandem_stream_error(const struct tandem_stream *stream, struct tandem_error *error) {

@@ -53,22 +53,62 @@ static void send_ping(struct core *core, enum tsp_type type, uint64_t data) {
     core_send(core, &message);
 }
 
+uint64_t core_ping(struct core *core) {
+    send_ping(core, TSP_PING, ++core->n_pings);
+    return core->n_pings;
+}
+
+void core_ask_status(struct core *core) {
+    core->question = core->question == QUESTION_NONE ? QUESTION_OPEN : core->question;
+}
+
+int core_take_status(struct core *core) {
+    if (core->question != QUESTION_ANSWERED) {
+        return TANDEM_AGAIN;
+    }
+    core->question = QUESTION_NONE;
+    return core->question_result;
+}
+
+static void send_question(struct core *core) {
+    struct tsp_message message = {.type = TSP_STATUS};
+    if (core->question == QUESTION_OPEN) {
+        core->question = QUESTION_SENT;
+        core_send(core, &message);
+    }
+}
+
+static void answer_question(struct core *core, int result) {
+    core->question = QUESTION_ANSWERED;
+    core->question_result = result;
+}
+
 void core_bye(struct core *core) {
     if (core->link != LINK_OPEN) {
         return;
     }
     for (uint32_t i = 0; i < core->n_attached; i++) {
-        struct tsp_message cancel = {.type = TSP_CANCEL, .stream = core->attached[i]->number};
-        core_send(core, &cancel);
+        acks_add(core, core->attached[i]->id, false);
     }
+    acks_send_last(core);
     struct tsp_message bye = {.type = TSP_BYE};
     core_send(core, &bye);
 }
 
 /* ---- connections */
 
+/* Whether there is something to say to a server. */
+static bool has_errand(const struct core *core) {
+    return core->n_waiting > 0 || core->n_acks > 0 || core->question == QUESTION_OPEN;
+}
+
+/* Whether nobody waits for anything of a server. */
+static bool is_idle(const struct core *core) {
+    return core->n_live + core->n_acks == 0 && (core->question == QUESTION_NONE || core->question == QUESTION_ANSWERED);
+}
+
 bool core_wants_connection(const struct core *core) {
-    return core->link == LINK_NONE && core->n_waiting > 0 && core->now_ms >= core->connect_at_ms;
+    return core->link == LINK_NONE && has_errand(core) && core->now_ms >= core->connect_at_ms;
 }
 
 void core_opened(struct core *core, uint64_t now_ms) {
@@ -104,7 +144,9 @@ static void lose(struct core *core, const char *reason, uint32_t retry_after_ms)
     buffer_free(&core->in);
     buffer_free(&core->out);
     streams_detach(core);
-    if (core->n_waiting > 0 && core->trouble_ms == NEVER) {
+    acks_detach(core);
+    core->question = core->question == QUESTION_SENT ? QUESTION_OPEN : core->question;
+    if (has_errand(core) && core->trouble_ms == NEVER) {
         core->trouble_ms = core->now_ms;
     }
     if (!is_bound(core)) {
@@ -129,6 +171,15 @@ void core_progress(struct core *core) {
     core->trouble_ms = NEVER;
 }
 
+/* No server will be asked any more for what there is. */
+static void give_up(struct core *core, int code, const char *message) {
+    streams_fail(core, code, message);
+    core->n_acks = 0;
+    if (core->question == QUESTION_OPEN || core->question == QUESTION_SENT) {
+        answer_question(core, code);
+    }
+}
+
 /* ---- what the server says */
 
 static void on_welcome(struct core *core, const struct tsp_welcome *welcome) {
@@ -139,7 +190,10 @@ static void on_welcome(struct core *core, const struct tsp_welcome *welcome) {
     }
     core->link = LINK_OPEN;
     core->welcome = *welcome;
-    core->welcome.name = core->welcome.model = (struct tsp_bytes){0}; /* they lay in the frame */
+    core->welcome.name = core->welcome.model = (struct tsp_bytes){0};
+    const char *model = welcome->model.size > 0 ? (const char *)welcome->model.data : "";
+    uint32_t n_model = welcome->model.size < sizeof core->model ? welcome->model.size : sizeof core->model - 1;
+    snprintf(core->model, sizeof core->model, "%.*s", (int)n_model, model);
     core->welcome.max_frame = welcome->max_frame < TSP_MAX_PAYLOAD ? welcome->max_frame : TSP_MAX_PAYLOAD;
     streams_of_other_lives(core, welcome->life);
 }
@@ -150,10 +204,19 @@ static void on_error(struct core *core, const struct tsp_error *error) {
     snprintf(text, sizeof text, "%.*s", (int)(error->message.size < 199 ? error->message.size : 199),
              (const char *)error->message.data);
     if (error->code == TSP_CODE_UNAUTHORIZED || error->code == TSP_CODE_VERSION) {
-        streams_fail(core, (int)error->code, text);
+        give_up(core, (int)error->code, text);
         core->pause_ms = 0;
     }
     lose(core, text, error->retry_after_ms);
+}
+
+static void on_status(struct core *core, const struct tsp_status_reply *status) {
+    if (core->question == QUESTION_SENT) {
+        core->status = *status;
+        core->status_server = core->server;
+        answer_question(core, TANDEM_OK);
+        core_progress(core);
+    }
 }
 
 static void on_drain(struct core *core) {
@@ -176,7 +239,11 @@ static void on_message(struct core *core, const struct tsp_message *message) {
         on_drain(core);
     } else if (message->type == TSP_BYE) {
         lose(core, "the server said BYE", 0);
-    } else if (message->type != TSP_PONG && message->type != TSP_STATUS_REPLY) {
+    } else if (message->type == TSP_PONG) {
+        acks_confirm(core, message->body.ping.data);
+    } else if (message->type == TSP_STATUS_REPLY) {
+        on_status(core, &message->body.status);
+    } else {
         core_breach(core, "the server sent a frame that is not a server's");
     }
 }
@@ -246,7 +313,7 @@ static void check_connection(struct core *core) {
         lose(core, "nothing was heard of the server, nor an answer to PING", 0);
     } else if (core->link == LINK_OPEN && silent_ms >= ping_ms && !core->pinged) {
         core->pinged = true;
-        send_ping(core, TSP_PING, core->now_ms);
+        core_ping(core);
     } else if (core->link == LINK_OPEN && core->leaving && core->n_attached == 0 && core->n_waiting > 0) {
         lose(core, "the server is about to end", 0);
     }
@@ -254,11 +321,11 @@ static void check_connection(struct core *core) {
 
 static void check_trouble(struct core *core) {
     char text[sizeof core->reason + 64];
-    if (core->n_live + core->n_waiting == 0) {
+    if (is_idle(core)) {
         core->trouble_ms = NEVER;
     } else if (core->trouble_ms != NEVER && core->now_ms - core->trouble_ms >= core->options.give_up_ms) {
         snprintf(text, sizeof text, "no server answers%s%s", core->reason[0] != '\0' ? ": " : "", core->reason);
-        streams_fail(core, TANDEM_UNREACHABLE, text);
+        give_up(core, TANDEM_UNREACHABLE, text);
         core->trouble_ms = NEVER;
     }
 }
@@ -273,7 +340,9 @@ void core_tick(struct core *core, uint64_t now_ms) {
     }
     check_connection(core);
     check_trouble(core);
-    if (core->link == LINK_OPEN && core->n_waiting > 0) {
+    if (core->link == LINK_OPEN) {
+        send_question(core);
+        acks_send(core);
         streams_attach(core);
     }
     if (core->out.failed) {
@@ -288,14 +357,14 @@ static uint64_t earlier(uint64_t a, uint64_t b) {
 
 uint64_t core_deadline(const struct core *core) {
     uint64_t at = core->earliest_ms;
-    if (core->link == LINK_NONE && core->n_waiting > 0) {
+    if (core->link == LINK_NONE && has_errand(core)) {
         at = earlier(at, core->connect_at_ms);
     } else if (core->link == LINK_GREETING) {
         at = earlier(at, core->since_ms + core->options.connect_timeout_ms);
     } else if (core->link == LINK_OPEN) {
         at = earlier(at, core->heard_ms + (core->pinged ? 2 : 1) * (uint64_t)core->welcome.ping_ms);
     }
-    if (core->trouble_ms != NEVER && core->n_live > 0) {
+    if (core->trouble_ms != NEVER && !is_idle(core)) {
         at = earlier(at, core->trouble_ms + core->options.give_up_ms);
     }
     return at;

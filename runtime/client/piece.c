@@ -60,8 +60,7 @@ void pieces_free(struct tandem_stream *stream) {
     stream->last = NULL;
 }
 
-/* Gives the server as much credit as the reader made room for, once it is worth a frame. */
-static void return_credit(struct tandem_stream *stream) {
+void stream_return_credit(struct tandem_stream *stream) {
     struct core *core = stream->core;
     uint32_t window = core->options.credit;
     uint32_t room = window - stream->unread - stream->credit;
@@ -74,7 +73,7 @@ static void return_credit(struct tandem_stream *stream) {
     core_send(core, &message);
 }
 
-int stream_read(struct tandem_stream *stream, struct tandem_event *event) {
+int pieces_read(struct tandem_stream *stream, struct tandem_event *event) {
     struct piece *piece = stream->first;
     free(stream->reading);
     stream->reading = piece;
@@ -84,7 +83,7 @@ int stream_read(struct tandem_stream *stream, struct tandem_event *event) {
     stream->first = piece->next;
     stream->last = stream->first != NULL ? stream->last : NULL;
     stream->unread -= (uint32_t)piece->event.n_ids;
-    return_credit(stream);
+    stream_return_credit(stream);
     *event = piece->event;
     return TANDEM_OK;
 }
@@ -93,7 +92,7 @@ int stream_read(struct tandem_stream *stream, struct tandem_event *event) {
 
 void stream_set_ready(struct tandem_stream *stream) {
     struct core *core = stream->core;
-    if (stream->is_ready || stream->orphan) {
+    if (stream->is_ready) {
         return;
     }
     stream->is_ready = true;

@@ -28,6 +28,25 @@ struct tandem_stream *stream_create(struct core *core, const uint8_t id[TSP_ID_B
     return stream;
 }
 
+struct tandem_stream *stream_resume(struct core *core, const uint8_t id[TSP_ID_BYTES], const uint64_t *offsets,
+                                    uint32_t n_offsets) {
+    struct buffer none = {0};
+    struct choice *choices = calloc(n_offsets + 1, sizeof choices[0]);
+    struct tandem_stream *stream = choices != NULL ? stream_create(core, id, &none, NEVER) : NULL;
+    if (stream == NULL) {
+        free(choices);
+        return NULL;
+    }
+    for (uint32_t i = 0; i < n_offsets; i++) {
+        choices[i].n = offsets[i];
+        choices[i].headless = offsets[i] > 0;
+    }
+    stream->choices = choices;
+    stream->n_choices = n_offsets;
+    stream->resumed = true;
+    return stream;
+}
+
 /* Where the first attached stream with a number of at least `number` is. */
 static uint32_t place_of(const struct core *core, uint32_t number) {
     uint32_t low = 0;
@@ -59,7 +78,7 @@ static void set_state(struct tandem_stream *stream, enum stream_state state) {
 void stream_destroy(struct tandem_stream *stream) {
     struct core *core = stream->core;
     set_state(stream, STREAM_OVER);
-    core->n_live -= stream->result == TANDEM_AGAIN && !stream->orphan;
+    core->n_live -= stream->result == TANDEM_AGAIN;
     stream_unset_ready(stream);
     if (stream->previous != NULL) {
         stream->previous->next = stream->next;
@@ -82,17 +101,21 @@ static void send_on(struct core *core, enum tsp_type type, uint32_t number) {
     core_send(core, &message);
 }
 
-void stream_free(struct tandem_stream *stream) {
-    struct core *core = stream->core;
-    if (stream->state == STREAM_ATTACHED) {
-        send_on(core, TSP_CANCEL, stream->number);
-    } else if (stream->state == STREAM_WAITING && stream->sent) {
-        core->n_live -= stream->result == TANDEM_AGAIN && !stream->orphan;
-        stream_unset_ready(stream);
-        pieces_free(stream);
-        stream->orphan = true;
-        return;
+/* Nobody waits for the rest of it: the server may end and forget it, if it ever heard of it. */
+static void give_up(const struct tandem_stream *stream) {
+    if (stream->sent && stream->state != STREAM_OVER) {
+        acks_add(stream->core, stream->id, false);
     }
+}
+
+/* All of it came. */
+static void acknowledge(const struct tandem_stream *stream) {
+    send_on(stream->core, TSP_ACK, stream->number);
+    acks_add(stream->core, stream->id, true);
+}
+
+void stream_free(struct tandem_stream *stream) {
+    give_up(stream);
     stream_destroy(stream);
 }
 
@@ -101,10 +124,6 @@ void stream_free(struct tandem_stream *stream) {
 static void end(struct tandem_stream *stream, int result) {
     struct core *core = stream->core;
     set_state(stream, STREAM_OVER);
-    if (stream->orphan) {
-        stream_destroy(stream);
-        return;
-    }
     if (stream->result == TANDEM_AGAIN) {
         core->n_live--;
         stream->result = result;
@@ -124,9 +143,7 @@ static char *copy_text(const void *text, size_t size) {
 }
 
 void stream_fail(struct tandem_stream *stream, int code, const char *message) {
-    if (stream->state == STREAM_ATTACHED) {
-        send_on(stream->core, TSP_CANCEL, stream->number);
-    }
+    give_up(stream);
     if (stream->message == NULL) {
         stream->message = copy_text(message, strlen(message));
     }
@@ -148,7 +165,7 @@ void streams_expire(struct core *core) {
     core->earliest_ms = NEVER;
     for (struct tandem_stream *stream = core->streams; stream != NULL; stream = next) {
         next = stream->next;
-        if (stream->state == STREAM_OVER || stream->orphan) {
+        if (stream->state == STREAM_OVER) {
             continue;
         }
         if (stream->deadline_ms > core->now_ms) {
@@ -176,10 +193,9 @@ void streams_of_other_lives(struct core *core, uint64_t life) {
         if (stream->state != STREAM_WAITING || !stream->accepted || stream->life == life) {
             continue;
         }
-        if (stream->orphan || was_begun(stream)) {
+        stream->accepted = stream->sent = false; /* this server never heard of it */
+        if (stream->resumed || was_begun(stream)) {
             stream_fail(stream, TANDEM_LOST, "the server was started anew, and with it the rest of the answer is lost");
-        } else {
-            stream->accepted = false;
         }
     }
 }
@@ -228,14 +244,6 @@ static void send_resume(struct core *core, const struct tandem_stream *stream) {
     core_send(core, &message);
 }
 
-/* The last word on a request that nobody waits for any more; its answer is passed over. */
-static void send_cancel_id(struct core *core, const struct tandem_stream *stream) {
-    struct tsp_message message = {.type = TSP_CANCEL, .stream = ++core->last_number};
-    memcpy(message.body.cancel.request_id, stream->id, TSP_ID_BYTES);
-    message.given = 1u << TSP_CANCEL_REQUEST_ID;
-    core_send(core, &message);
-}
-
 static void send_cancel(struct tandem_stream *stream) {
     if (!stream->cancel_sent) {
         stream->cancel_sent = true;
@@ -263,10 +271,13 @@ static void attach(struct core *core, struct tandem_stream *stream) {
     }
     set_state(stream, STREAM_ATTACHED);
     stream->number = ++core->last_number;
-    stream->cancel_sent = false;
+    stream->cancel_sent = stream->taken = false;
     stream->credit = core->options.credit - stream->unread;
     core->attached[core->n_attached++] = stream; /* numbers ascend */
-    if (stream->accepted) {
+    for (uint32_t i = 0; i < stream->n_choices; i++) {
+        stream->choices[i].over = stream->choices[i].done;
+    }
+    if (stream->accepted || stream->resumed) {
         send_resume(core, stream);
     } else {
         send_submit(core, stream);
@@ -287,12 +298,7 @@ void streams_attach(struct core *core) {
         if (stream->state != STREAM_WAITING || (core->leaving && !stream->accepted)) {
             continue;
         }
-        if (stream->orphan) {
-            send_cancel_id(core, stream);
-            stream_destroy(stream);
-        } else {
-            attach(core, stream);
-        }
+        attach(core, stream);
     }
 }
 
@@ -306,12 +312,12 @@ void streams_cancel(struct core *core) {
     struct tandem_stream *next;
     for (struct tandem_stream *stream = core->streams; stream != NULL; stream = next) {
         next = stream->next;
-        if (!atomic_load(&stream->cancel) || stream->orphan) {
+        if (!atomic_load(&stream->cancel)) {
             continue;
         }
         if (stream->state == STREAM_ATTACHED) {
             send_cancel(stream);
-        } else if (stream->state == STREAM_WAITING && !stream->sent) {
+        } else if (stream->state == STREAM_WAITING && !stream->sent && !stream->resumed) {
             end_unsent(stream);
         }
     }
@@ -323,36 +329,50 @@ static void mismatch(struct tandem_stream *stream, const char *what) {
     stream_fail(stream, TANDEM_MISMATCH, what);
 }
 
+/* As many choices as the server says there are; of a resumed request perhaps not all were known. */
+static bool fit_choices(struct tandem_stream *stream, uint32_t n) {
+    struct choice *choices = realloc(stream->choices, n * sizeof choices[0]);
+    if (choices == NULL) {
+        return false;
+    }
+    memset(choices + stream->n_choices, 0, (n - stream->n_choices) * sizeof choices[0]);
+    stream->choices = choices;
+    stream->n_choices = n;
+    return true;
+}
+
 static void on_accepted(struct tandem_stream *stream, const struct tsp_accepted *accepted) {
+    bool counted = stream->n_choices > 0 && (stream->accepted || !stream->resumed);
     if (memcmp(accepted->request_id, stream->id, TSP_ID_BYTES) != 0 || accepted->choices == 0 ||
-        accepted->choices > TSP_MAX_CHOICES || (stream->choices != NULL && accepted->choices != stream->n_choices)) {
+        accepted->choices > TSP_MAX_CHOICES || accepted->choices < stream->n_choices ||
+        (counted && accepted->choices != stream->n_choices)) {
         mismatch(stream, "ACCEPTED is for another request");
         return;
     }
-    if (stream->choices == NULL) {
-        stream->choices = calloc(accepted->choices, sizeof stream->choices[0]);
-        if (stream->choices == NULL) {
-            stream_fail(stream, TANDEM_NO_MEMORY, "no memory for the choices");
-            return;
-        }
-        stream->n_choices = accepted->choices;
+    if (!counted && !fit_choices(stream, accepted->choices)) {
+        stream_fail(stream, TANDEM_NO_MEMORY, "no memory for the choices");
+        return;
     }
-    stream->accepted = true;
+    stream->accepted = stream->taken = true;
     stream->life = stream->core->welcome.life;
 }
 
 static void on_tokens(struct tandem_stream *stream, const struct tsp_tokens *tokens) {
     uint32_t n = tokens->ids.size / 4;
     struct choice *choice = tokens->choice < stream->n_choices ? &stream->choices[tokens->choice] : NULL;
-    if (choice == NULL || choice->done || tokens->offset != choice->n) {
-        mismatch(stream, "TOKENS do not begin where the choice's last ones ended");
-        return;
-    }
     if (n > stream->credit) {
         mismatch(stream, "the server sent more tokens than it had credit for");
         return;
     }
     stream->credit -= n;
+    if (choice != NULL && choice->over) {
+        stream_return_credit(stream);
+        return;
+    }
+    if (choice == NULL || choice->done || tokens->offset != choice->n) {
+        mismatch(stream, "TOKENS do not begin where the choice's last ones ended");
+        return;
+    }
     choice->n += n;
     choice->crc = crc32c(choice->crc, tokens->ids.data, tokens->ids.size);
     struct piece_parts parts = {.choice = tokens->choice,
@@ -375,23 +395,28 @@ static bool all_done(const struct tandem_stream *stream) {
     return true;
 }
 
+static bool fits(const struct choice *choice, const struct tsp_done *done) {
+    return choice != NULL &&
+           (choice->over || (done->tokens == choice->n && (done->crc == choice->crc || choice->headless) &&
+                             done->finish >= TSP_FINISH_STOP && done->finish <= TSP_FINISH_CANCELLED));
+}
+
 static void on_done(struct tandem_stream *stream, const struct tsp_message *message) {
     const struct tsp_done *done = &message->body.done;
     struct choice *choice = done->choice < stream->n_choices ? &stream->choices[done->choice] : NULL;
     bool last = (message->flags & TSP_END) != 0;
-    if (choice == NULL || done->tokens != choice->n || done->crc != choice->crc || done->finish < TSP_FINISH_STOP ||
-        done->finish > TSP_FINISH_CANCELLED) {
+    if (!fits(choice, done)) {
         mismatch(stream, "DONE's count, checksum or finish does not suit the tokens that came");
         return;
     }
-    bool again = choice->done; /* after a RESUME */
+    bool again = choice->done;
     choice->done = true;
+    choice->finish = again ? choice->finish : (enum tandem_finish)done->finish;
     if (last && !all_done(stream)) {
         mismatch(stream, "the request ended before all its choices had");
         return;
     }
-    struct piece_parts parts = {
-        .choice = done->choice, .offset = choice->n, .finish = (enum tandem_finish)done->finish, .last = last};
+    struct piece_parts parts = {.choice = done->choice, .offset = choice->n, .finish = choice->finish, .last = last};
     if (!again) {
         parts.text = done->text;
         parts.reasoning = done->reasoning;
@@ -402,6 +427,7 @@ static void on_done(struct tandem_stream *stream, const struct tsp_message *mess
     if ((!again || last) && !piece_add(stream, &parts)) {
         stream_fail(stream, TANDEM_NO_MEMORY, "no memory for the answer");
     } else if (last) {
+        acknowledge(stream);
         end(stream, TANDEM_END);
     }
 }
@@ -416,6 +442,9 @@ static void on_error(struct tandem_stream *stream, const struct tsp_error *error
     stream->message = copy_text(error->message.data, error->message.size);
     stream->param = error->param.size > 0 ? copy_text(error->param.data, error->param.size) : NULL;
     stream->retry_after_ms = error->retry_after_ms;
+    if (stream->taken && error->code != TSP_CODE_SUPERSEDED) { /* else the server keeps nothing of ours */
+        acknowledge(stream);
+    }
     end(stream, error->code > 0 && error->code <= INT32_MAX ? (int)error->code : TANDEM_MISMATCH);
 }
 
@@ -440,8 +469,5 @@ void stream_take(struct core *core, const struct tsp_message *message) {
         if (ends && stream->state == STREAM_ATTACHED) {
             mismatch(stream, "the stream ended without DONE or ERROR");
         }
-    }
-    if (ends || message->type == TSP_ERROR) {
-        send_on(core, TSP_ACK, number);
     }
 }

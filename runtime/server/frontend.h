@@ -14,10 +14,11 @@ int frontend_main(int control_fd);
 /* As frontend_main with other limits than the defaults. */
 int frontend_run(int control_fd, const struct server_limits *limits);
 
-/* Slots of each replica's journal: one for every sequence that runs and for every one that may wait. Who makes the
- * memfd calls journal_bytes() with it; frontend_init.journal_bytes is that size. */
+/* Slots of each replica's journal: one for every sequence that runs and for every one that may wait, and as many again
+ * as may wait for those that have ended and whose client has not confirmed it: no place of the queue goes to them. Who
+ * makes the memfd calls journal_bytes() with it; frontend_init.journal_bytes is that size. */
 static inline uint32_t frontend_journal_slots(const struct step_limits *limits, uint32_t queue_max) {
-    return limits->n_slots + queue_max;
+    return limits->n_slots + 2 * queue_max;
 }
 
 #endif

@@ -344,8 +344,12 @@ bool tsp_choice_send(struct tsp_choice *choice) {
     if (choice->done) {
         return false;
     }
-    if (journal_progress(journal_of(choice), choice->handle, &n_output, &finish) != STATUS_OK ||
-        finish == JOURNAL_FINISH_ERROR) {
+    enum status status = journal_progress(journal_of(choice), choice->handle, &n_output, &finish);
+    if (status == STATUS_OK && choice->cut) { /* the journal may have more, or another end that was on its way */
+        n_output = choice->n_cut;
+        finish = JOURNAL_FINISH_CANCELLED;
+    }
+    if (status != STATUS_OK || finish == JOURNAL_FINISH_ERROR) {
         fail_as_journaled(choice);
         return false;
     }
@@ -369,8 +373,15 @@ bool tsp_choice_send(struct tsp_choice *choice) {
 }
 
 void tsp_choice_cancel(struct tsp_choice *choice) {
-    if (!choice->done) {
-        tsp_choice_end(choice, JOURNAL_FINISH_CANCELLED, choice->n_read);
-        send_done(choice, TSP_FINISH_CANCELLED);
+    if (choice->done) {
+        return;
     }
+    if (choice->output.state != OUTPUT_OPEN) { /* its end was faster */
+        send_done(choice, TSP_FINISH_STOP);
+        return;
+    }
+    choice->cut = true;
+    choice->n_cut = choice->n_read;
+    tsp_choice_end(choice, JOURNAL_FINISH_CANCELLED, choice->n_read);
+    send_done(choice, TSP_FINISH_CANCELLED);
 }

@@ -182,6 +182,22 @@ static void ack(void *context, struct tsp_stream *stream) {
     }
 }
 
+/* The stream that holds it may be another connection's, also one whose loss was not noticed yet. */
+static void ack_id(void *context, uint64_t owner, const uint8_t id[TSP_ID_BYTES]) {
+    struct tsp_request *request = tsp_find(context, id, owner);
+    if (request == NULL) {
+        return;
+    }
+    struct tsp_stream *stream = request->stream;
+    bool ended = request->state == TSP_ENDED;
+    tsp_request_drop(request);
+    if (stream != NULL && ended) {
+        tsp_stream_close(stream);
+    } else if (stream != NULL) {
+        tsp_stream_error(stream, TSP_CODE_GONE, "Its client wants nothing more of this request", TSP_NO_RETRY);
+    }
+}
+
 static void lost(void *context, struct tsp_stream *stream) {
     struct server *server = context;
     struct tsp_request *request = stream->request;
@@ -216,6 +232,7 @@ const struct tsp_host tsp_server_host = {
     .cancel = cancel,
     .credit = credit,
     .ack = ack,
+    .ack_id = ack_id,
     .lost = lost,
     .status = status,
 };

@@ -39,6 +39,8 @@ struct tsp_choice {
     bool done;     /* DONE was sent on the stream */
     bool ended;    /* its finish was counted */
     bool echo_due; /* the prompt stands in front of the next text */
+    bool cut;      /* its stream was told that it is cancelled at n_cut ids: so is every other one */
+    uint32_t n_cut;
 
     uint32_t n_read; /* ids delivered on the stream */
     uint32_t crc;    /* of them */

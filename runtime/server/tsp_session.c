@@ -258,6 +258,10 @@ static void on_cancel_id(struct tsp_session *session, const struct tsp_message *
     send_message(session, &reply);
 }
 
+static void on_ack_id(struct tsp_session *session, const struct tsp_message *message) {
+    session->config.host->ack_id(session->config.context, session->owner, message->body.ack.request_id);
+}
+
 static void on_credit(struct tsp_session *session, struct tsp_stream *stream, uint32_t tokens) {
     if (stream->credit == TSP_NO_CREDIT_LIMIT) {
         return;
@@ -307,8 +311,14 @@ static void on_message(struct tsp_session *session, const struct tsp_message *me
     switch (message->type) {
     case TSP_SUBMIT:
     case TSP_RESUME: on_open(session, message); break;
-    case TSP_CREDIT:
-    case TSP_ACK: on_stream(session, message); break;
+    case TSP_CREDIT: on_stream(session, message); break;
+    case TSP_ACK:
+        if (tsp_given(message, TSP_ACK_REQUEST_ID)) {
+            on_ack_id(session, message);
+        } else {
+            on_stream(session, message);
+        }
+        break;
     case TSP_CANCEL:
         if (tsp_given(message, TSP_CANCEL_REQUEST_ID)) {
             on_cancel_id(session, message);

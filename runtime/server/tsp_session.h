@@ -38,6 +38,8 @@ struct tsp_host {
     void (*cancel)(void *context, struct tsp_stream *stream);
     void (*credit)(void *context, struct tsp_stream *stream); /* it grew */
     void (*ack)(void *context, struct tsp_stream *stream);
+    /* ACK of an id: its client wants nothing more of the request, if there is one. */
+    void (*ack_id)(void *context, uint64_t owner, const uint8_t id[TSP_ID_BYTES]);
     void (*lost)(void *context, struct tsp_stream *stream); /* its session is being destroyed */
     void (*status)(void *context, struct tsp_status_reply *reply);
 };

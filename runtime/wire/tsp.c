@@ -270,11 +270,20 @@ static enum status check_fields(const struct tsp_fields *fields, struct tsp_byte
 
 /* Which streams a message may name. */
 static enum status check_stream(const struct tsp_frame *frame) {
-    bool any = frame->type == TSP_ERROR;
+    bool any = frame->type == TSP_ERROR || frame->type == TSP_ACK;
     bool of_stream = frame->type >= TSP_SUBMIT && frame->type <= TSP_RESUME;
     if (!any && of_stream != (frame->stream != 0)) {
         FAIL(STATUS_INVALID, "%s: belongs to %s, not to stream %u", tsp_type_name(frame->type),
              of_stream ? "a stream" : "the connection", frame->stream);
+    }
+    return STATUS_OK;
+}
+
+/* It speaks of its stream's request or, where no stream holds it, of one that it names. */
+static enum status check_ack(const struct tsp_message *message) {
+    if (tsp_given(message, TSP_ACK_REQUEST_ID) != (message->stream == 0)) {
+        FAIL(STATUS_INVALID, "ACK.request_id: %s",
+             message->stream == 0 ? "is missing on stream 0" : "belongs to stream 0");
     }
     return STATUS_OK;
 }
@@ -324,7 +333,9 @@ enum status tsp_decode(const struct tsp_frame *frame, struct tsp_message *messag
     if (frame->type == TSP_SUBMIT) {
         message->body.submit.fields = payload;
     }
-    return frame->type == TSP_TOKENS ? check_tokens(&message->body.tokens) : STATUS_OK;
+    return frame->type == TSP_TOKENS ? check_tokens(&message->body.tokens)
+           : frame->type == TSP_ACK  ? check_ack(message)
+                                     : STATUS_OK;
 }
 
 static void put_member(struct tsp_writer *writer, const struct tsp_field *field, const void *body) {

@@ -282,6 +282,11 @@ struct tsp_credit {
     uint32_t tokens;
 };
 
+enum tsp_ack_tag { TSP_ACK_REQUEST_ID = 1 };
+struct tsp_ack {
+    uint8_t request_id[TSP_ID_BYTES]; /* given on stream 0, and there only */
+};
+
 enum tsp_cancel_tag { TSP_CANCEL_REQUEST_ID = 1 };
 struct tsp_cancel {
     uint8_t request_id[TSP_ID_BYTES];
@@ -342,6 +347,7 @@ struct tsp_message {
         struct tsp_done done;
         struct tsp_error error;
         struct tsp_credit credit;
+        struct tsp_ack ack;
         struct tsp_cancel cancel;
         struct tsp_resume resume;
         struct tsp_ping ping; /* PING and PONG */

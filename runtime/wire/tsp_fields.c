@@ -123,6 +123,10 @@ static const struct tsp_field credit[] = {
     FIELD(REQUIRED, TSP_CREDIT_TOKENS, U32, credit, tokens, 0),
 };
 
+static const struct tsp_field ack[] = {
+    FIELD(OPTIONAL, TSP_ACK_REQUEST_ID, ID, ack, request_id, 0),
+};
+
 static const struct tsp_field cancel[] = {
     FIELD(OPTIONAL, TSP_CANCEL_REQUEST_ID, ID, cancel, request_id, 0),
 };
@@ -161,22 +165,14 @@ static const struct tsp_field bye[] = {
     { words, table, sizeof(table) / sizeof((table)[0]) }
 
 static const struct tsp_fields messages[TSP_TYPES] = {
-    [TSP_HELLO] = FIELDS("HELLO", hello),
-    [TSP_WELCOME] = FIELDS("WELCOME", welcome),
-    [TSP_SUBMIT] = FIELDS("SUBMIT", submit),
-    [TSP_ACCEPTED] = FIELDS("ACCEPTED", accepted),
-    [TSP_TOKENS] = FIELDS("TOKENS", tokens),
-    [TSP_DONE] = FIELDS("DONE", done),
-    [TSP_ERROR] = FIELDS("ERROR", error),
-    [TSP_CREDIT] = FIELDS("CREDIT", credit),
-    [TSP_ACK] = {"ACK", NULL, 0},
-    [TSP_CANCEL] = FIELDS("CANCEL", cancel),
-    [TSP_RESUME] = FIELDS("RESUME", resume),
-    [TSP_PING] = FIELDS("PING", ping),
-    [TSP_PONG] = FIELDS("PONG", ping),
-    [TSP_DRAIN] = FIELDS("DRAIN", drain),
-    [TSP_STATUS] = {"STATUS", NULL, 0},
-    [TSP_STATUS_REPLY] = FIELDS("STATUS_REPLY", status_reply),
+    [TSP_HELLO] = FIELDS("HELLO", hello),    [TSP_WELCOME] = FIELDS("WELCOME", welcome),
+    [TSP_SUBMIT] = FIELDS("SUBMIT", submit), [TSP_ACCEPTED] = FIELDS("ACCEPTED", accepted),
+    [TSP_TOKENS] = FIELDS("TOKENS", tokens), [TSP_DONE] = FIELDS("DONE", done),
+    [TSP_ERROR] = FIELDS("ERROR", error),    [TSP_CREDIT] = FIELDS("CREDIT", credit),
+    [TSP_ACK] = FIELDS("ACK", ack),          [TSP_CANCEL] = FIELDS("CANCEL", cancel),
+    [TSP_RESUME] = FIELDS("RESUME", resume), [TSP_PING] = FIELDS("PING", ping),
+    [TSP_PONG] = FIELDS("PONG", ping),       [TSP_DRAIN] = FIELDS("DRAIN", drain),
+    [TSP_STATUS] = {"STATUS", NULL, 0},      [TSP_STATUS_REPLY] = FIELDS("STATUS_REPLY", status_reply),
     [TSP_BYE] = FIELDS("BYE", bye),
 };
 

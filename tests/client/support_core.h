@@ -168,11 +168,20 @@ static inline void rig_error(struct rig *rig, uint32_t number, uint32_t code, co
     rig_say(rig, &message);
 }
 
+static inline void rig_hear_ack(struct rig *rig, uint8_t id) {
+    EXPECT_EQ(rig_hear(rig, TSP_ACK, 0).body.ack.request_id[0], id);
+}
+
+static inline void rig_pong(struct rig *rig, uint64_t data) {
+    struct tsp_message message = {.type = TSP_PONG, .given = 1u << TSP_PING_DATA, .body.ping.data = data};
+    rig_say(rig, &message);
+}
+
 /* Reads all pieces; returns the number of ids, and the stream's result. */
 static inline size_t rig_read(struct tandem_stream *stream, int *result) {
     struct tandem_event event;
     size_t n = 0;
-    while ((*result = stream_read(stream, &event)) == TANDEM_OK) {
+    while ((*result = pieces_read(stream, &event)) == TANDEM_OK) {
         n += event.n_ids;
     }
     return n;

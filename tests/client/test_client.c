@@ -47,6 +47,7 @@ TEST(an_event_loop_sees_every_step) {
     EXPECT_EQ(tandem_client_next(client, 0, &of, &event), TANDEM_END);
     EXPECT(of == NULL);
     EXPECT_EQ(hear(&wire, TSP_ACK), 1);
+    EXPECT_EQ(hear(&wire, TSP_PING), 0);
     tandem_client_free(client);
     EXPECT_EQ(hear(&wire, TSP_BYE), 0);
     EXPECT_EQ(wire.opened, 1);
@@ -90,6 +91,70 @@ TEST(a_lost_connection_is_made_again) {
     tandem_client_process(client);
     EXPECT_EQ(hear(&wire, TSP_RESUME), 1);
     EXPECT_EQ(tandem_client_reconnects(client), 1);
+    tandem_client_free(client);
+}
+
+TEST(a_stream_that_is_left_is_taken_up_by_its_id) {
+    struct wire wire = {0};
+    struct wire other = {0};
+    struct tandem_client *client = connect_to(&wire);
+    struct tandem_client *heir = connect_to(&other);
+    struct tandem_stream *stream = ask(client);
+    struct tandem_stream *resumed;
+    struct tandem_event event;
+    uint8_t id[TANDEM_ID_BYTES];
+    static const uint64_t offsets[200] = {1};
+    serve(&wire, client, 1);
+    token(&wire, 1, 0);
+    EXPECT_EQ(tandem_stream_next(stream, TANDEM_FOREVER, &event), TANDEM_OK);
+    tandem_stream_id(stream, id);
+    EXPECT(memcmp(id, wire.ids[1], sizeof id) == 0);
+    tandem_stream_leave(stream);
+    tandem_client_free(client);
+    EXPECT_EQ(hear(&wire, TSP_BYE), 0); /* and neither CANCEL nor ACK before it */
+
+    EXPECT_EQ(tandem_resume(heir, id, offsets, 200, &resumed), TANDEM_MISUSE);
+    EXPECT_EQ(tandem_resume(heir, id, NULL, 1, &resumed), TANDEM_MISUSE);
+    EXPECT(resumed == NULL);
+    EXPECT_EQ(tandem_resume(heir, id, offsets, 1, &resumed), TANDEM_OK);
+    tandem_client_process(heir);
+    welcome(&other);
+    tandem_client_process(heir);
+    EXPECT_EQ(hear(&other, TSP_RESUME), 1);
+    memcpy(other.ids[1], id, sizeof id);
+    accept_stream(&other, 1);
+    token(&other, 1, 1);
+    EXPECT_EQ(tandem_stream_next(resumed, TANDEM_FOREVER, &event), TANDEM_OK);
+    EXPECT_EQ(event.offset, 1);
+    tandem_client_free(heir);
+    EXPECT_EQ(hear(&other, TSP_ACK), 0); /* what nobody left is given up */
+}
+
+static void *answer_status(void *context) {
+    struct wire *wire = context;
+    struct tsp_message message = {.type = TSP_STATUS_REPLY, .body.status = {.waiting = 3, .kv_used = 0.5f}};
+    for (unsigned tag = TSP_STATUS_RUNNING; tag <= TSP_STATUS_REQUESTS; tag += 2) {
+        message.given |= 1u << tag;
+    }
+    hear(wire, TSP_STATUS);
+    say(wire, &message);
+    return NULL;
+}
+
+TEST(status_is_waited_for) {
+    struct wire wire = {0};
+    struct tandem_client *client = connect_to(&wire);
+    struct tandem_status status = {.size = sizeof status};
+    struct tandem_status small = {0};
+    pthread_t thread;
+    EXPECT_EQ(tandem_client_status(client, 0, &small), TANDEM_MISUSE);
+    EXPECT_EQ(tandem_client_status(client, 0, &status), TANDEM_AGAIN);
+    welcome(&wire);
+    EXPECT(pthread_create(&thread, NULL, answer_status, &wire) == 0);
+    EXPECT_EQ(tandem_client_status(client, TANDEM_FOREVER, &status), TANDEM_OK);
+    pthread_join(thread, NULL);
+    EXPECT_TEXT(status.server, "the other end");
+    EXPECT(status.waiting == 3 && status.kv_used == 0.5f && !status.draining && status.size == sizeof status);
     tandem_client_free(client);
 }
 

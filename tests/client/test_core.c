@@ -48,20 +48,22 @@ TEST(an_answer_however_its_bytes_arrive) {
         rig_tokens(&rig, 1, 0, 0, 2);
         rig_tokens(&rig, 1, 0, 2, 1);
         rig_done(&rig, 1, 0, 3, true, 0);
-        EXPECT_EQ(stream_read(stream, &event), TANDEM_OK);
+        EXPECT_EQ(pieces_read(stream, &event), TANDEM_OK);
         EXPECT_EQ(event.n_ids, 2);
         EXPECT_EQ(event.ids[1], 1);
         EXPECT_TEXT(event.text, "t");
         EXPECT_EQ(event.finish, TANDEM_FINISH_NONE);
-        EXPECT_EQ(stream_read(stream, &event), TANDEM_OK);
+        EXPECT_EQ(pieces_read(stream, &event), TANDEM_OK);
         EXPECT_EQ(event.offset, 2);
-        EXPECT_EQ(stream_read(stream, &event), TANDEM_OK);
+        EXPECT_EQ(pieces_read(stream, &event), TANDEM_OK);
         EXPECT(event.last);
         EXPECT_EQ(event.finish, TANDEM_FINISH_STOP);
         EXPECT_EQ(event.usage.completion_tokens, 3);
-        EXPECT_EQ(stream_read(stream, &event), TANDEM_END);
-        EXPECT_EQ(stream_read(stream, &event), TANDEM_END);
+        EXPECT_EQ(pieces_read(stream, &event), TANDEM_END);
+        EXPECT_EQ(pieces_read(stream, &event), TANDEM_END);
         rig_hear(&rig, TSP_ACK, 1);
+        rig_hear(&rig, TSP_PING, 0);
+        EXPECT_EQ(rig.core.out.size, 0);
         core_free(&rig.core);
     }
 }
@@ -99,6 +101,138 @@ TEST(a_loss_before_accepted_submits_again_and_after_it_resumes) {
     core_free(&rig.core);
 }
 
+TEST(a_resumed_request_goes_on_behind_what_is_known_of_it) {
+    struct rig rig;
+    struct core_options options = rig_options();
+    static const uint8_t id[TSP_ID_BYTES] = {5};
+    static const uint64_t offsets[] = {3};
+    struct tandem_event event;
+    int result;
+    rig_start(&rig, &options);
+    struct tandem_stream *stream = stream_resume(&rig.core, id, offsets, 1);
+    rig_connect(&rig);
+    struct tsp_message resume = rig_hear(&rig, TSP_RESUME, 1);
+    EXPECT_EQ(resume.body.resume.request_id[0], 5);
+    EXPECT_EQ(resume.body.resume.offsets.size, 8);
+    rig_lose(&rig);
+    rig_connect(&rig); /* no SUBMIT, though ACCEPTED did not come */
+    EXPECT_EQ(tsp_u64_at(rig_hear(&rig, TSP_RESUME, 1).body.resume.offsets, 0), 3);
+    rig_accept(&rig, 1, 5, 2);
+    rig_tokens(&rig, 1, 0, 3, 2);
+    EXPECT_EQ(pieces_read(stream, &event), TANDEM_OK);
+    EXPECT_EQ(event.offset, 3);
+    rig_done(&rig, 1, 0, 5, false, 99); /* a checksum that nobody here can know */
+    rig_tokens(&rig, 1, 1, 0, 1);
+    rig_done(&rig, 1, 1, 1, true, 0);
+    rig_read(stream, &result);
+    EXPECT_EQ(result, TANDEM_END);
+    rig_hear(&rig, TSP_ACK, 1);
+    core_free(&rig.core);
+}
+
+TEST(a_resumed_request_is_checked_as_far_as_it_was_seen) {
+    for (int kind = 0; kind < 4; kind++) {
+        struct rig rig;
+        struct core_options options = rig_options();
+        static const uint8_t id[TSP_ID_BYTES] = {5};
+        static const uint64_t offsets[] = {3, 0};
+        int result;
+        rig_start(&rig, &options);
+        struct tandem_stream *stream = stream_resume(&rig.core, id, offsets, 2);
+        rig_connect(&rig);
+        rig_hear(&rig, TSP_RESUME, 1);
+        if (kind == 0) {
+            rig_accept(&rig, 1, 5, 1); /* fewer choices than are known */
+        } else if (kind == 1) {
+            rig_error(&rig, 1, TSP_CODE_NOT_FOUND, "No request of this id and key");
+        } else {
+            rig_accept(&rig, 1, 5, 2);
+        }
+        if (kind == 2) {
+            rig_done(&rig, 1, 1, 0, false, 1); /* all of that one's ids were seen */
+        } else if (kind == 3) {
+            rig_lose(&rig);
+            rig_open(&rig);
+            rig_welcome(&rig, LIFE + 1);
+        }
+        static const int results[] = {TANDEM_MISMATCH, TSP_CODE_NOT_FOUND, TANDEM_MISMATCH, TANDEM_LOST};
+        rig_read(stream, &result);
+        EXPECT_EQ(result, results[kind]);
+        core_free(&rig.core);
+    }
+}
+
+/* A front-end that died after it had said so knows nothing of a cancel, and goes on with the choice. */
+TEST(a_choice_that_has_ended_stays_so_after_a_loss) {
+    struct rig rig;
+    struct core_options options = rig_options();
+    struct tandem_event event;
+    rig_start(&rig, &options);
+    struct tandem_stream *stream = running(&rig, 2);
+    rig_tokens(&rig, 1, 0, 0, 2);
+    rig_done(&rig, 1, 0, 2, false, 0);
+    for (int i = 0; i < 2; i++) {
+        EXPECT_EQ(pieces_read(stream, &event), TANDEM_OK);
+    }
+    rig_lose(&rig);
+    rig_connect(&rig);
+    rig_hear(&rig, TSP_RESUME, 1);
+    rig_accept(&rig, 1, 5, 2);
+    rig_tokens(&rig, 1, 0, 2, 5);
+    EXPECT_EQ(rig_hear(&rig, TSP_CREDIT, 1).body.credit.tokens, 5); /* the other choice needs it */
+    rig_tokens(&rig, 1, 1, 0, 1);
+    rig_done(&rig, 1, 0, 7, false, 0);
+    rig_done(&rig, 1, 1, 1, true, 0);
+    EXPECT_EQ(pieces_read(stream, &event), TANDEM_OK);
+    EXPECT_EQ(event.choice, 1);
+    EXPECT_EQ(pieces_read(stream, &event), TANDEM_OK);
+    EXPECT(event.choice == 1 && event.last);
+    EXPECT_EQ(pieces_read(stream, &event), TANDEM_END);
+    core_free(&rig.core);
+}
+
+static void say_status(struct rig *rig, uint32_t running) {
+    struct tsp_message message = {.type = TSP_STATUS_REPLY, .body.status = {.running = running}};
+    const struct tsp_fields *fields = tsp_fields_of(TSP_STATUS_REPLY);
+    for (size_t i = 0; i < fields->n; i++) {
+        message.given |= 1ull << fields->table[i].tag;
+    }
+    rig_say(rig, &message);
+}
+
+TEST(status_is_asked_for_until_it_is_answered) {
+    struct rig rig;
+    struct core_options options = rig_options();
+    rig_start(&rig, &options);
+    EXPECT_EQ(core_take_status(&rig.core), TANDEM_AGAIN);
+    core_ask_status(&rig.core);
+    rig_connect(&rig); /* for nothing else */
+    rig_hear(&rig, TSP_STATUS, 0);
+    core_ask_status(&rig.core); /* the same question */
+    core_tick(&rig.core, rig.now_ms);
+    EXPECT_EQ(rig.core.out.size, 0);
+    rig_lose(&rig);
+    rig_connect(&rig);
+    rig_hear(&rig, TSP_STATUS, 0);
+    say_status(&rig, 7);
+    say_status(&rig, 8); /* nobody asked */
+    EXPECT_EQ(core_take_status(&rig.core), TANDEM_OK);
+    EXPECT_EQ(rig.core.status.running, 7);
+    EXPECT_EQ(core_take_status(&rig.core), TANDEM_AGAIN);
+    rig_lose(&rig);
+    EXPECT(!core_wants_connection(&rig.core));
+    core_ask_status(&rig.core);
+    rig_open(&rig);
+    rig_error(&rig, 0, TSP_CODE_UNAUTHORIZED, "No valid API key");
+    EXPECT_EQ(core_take_status(&rig.core), TSP_CODE_UNAUTHORIZED);
+    core_ask_status(&rig.core);
+    rig.now_ms += 5000;
+    rig_open(&rig);
+    core_tick(&rig.core, rig.now_ms + options.give_up_ms);
+    EXPECT_EQ(core_take_status(&rig.core), TANDEM_UNREACHABLE);
+    core_free(&rig.core);
+}
+
 TEST(what_does_not_fit_together_is_a_mismatch) {
     for (int kind = 0; kind < 5; kind++) {
         struct rig rig;
@@ -114,7 +248,7 @@ TEST(what_does_not_fit_together_is_a_mismatch) {
         case 3: rig_done(&rig, 1, 0, 1, false, 0); break; /* another count */
         default: rig_done(&rig, 1, 0, 2, true, 0); break; /* choice 1 has no end */
         }
-        rig_hear(&rig, TSP_CANCEL, 1);
+        rig_hear_ack(&rig, 5);
         EXPECT_EQ(rig_read(stream, &result), 2);
         EXPECT_EQ(result, TANDEM_MISMATCH);
         EXPECT(error_of(stream).message[0] != '\0');
@@ -132,14 +266,14 @@ TEST(credit_bounds_what_lies_unread) {
     rig_tokens(&rig, 1, 0, 0, 3);
     rig_tokens(&rig, 1, 0, 3, 5);
     EXPECT_EQ(rig.core.out.size, 0);
-    stream_read(stream, &event);
+    pieces_read(stream, &event);
     EXPECT_EQ(rig.core.out.size, 0); /* 3 are not worth a frame */
-    stream_read(stream, &event);
+    pieces_read(stream, &event);
     EXPECT_EQ(rig_hear(&rig, TSP_CREDIT, 1).body.credit.tokens, 8);
     rig_tokens(&rig, 1, 0, 8, 8);
     rig_tokens(&rig, 1, 0, 16, 1);
-    EXPECT_EQ(stream_read(stream, &event), TANDEM_OK);
-    EXPECT_EQ(stream_read(stream, &event), TANDEM_MISMATCH);
+    EXPECT_EQ(pieces_read(stream, &event), TANDEM_OK);
+    EXPECT_EQ(pieces_read(stream, &event), TANDEM_MISMATCH);
     core_free(&rig.core);
 }
 
@@ -153,7 +287,7 @@ TEST(errors_of_a_stream_end_it_alone) {
     core_tick(&rig.core, rig.now_ms);
     rig_hear(&rig, TSP_SUBMIT, 2);
     rig_error(&rig, 2, TSP_CODE_QUEUE_FULL, "come again");
-    rig_hear(&rig, TSP_ACK, 2);
+    EXPECT_EQ(rig.core.out.size, 0); /* it did not begin: nothing is there to be acknowledged */
     rig_read(other, &result);
     EXPECT_EQ(result, TSP_CODE_QUEUE_FULL);
     EXPECT_TEXT(error_of(other).message, "come again");
@@ -210,9 +344,9 @@ TEST(cancel_before_and_after_the_submit) {
     atomic_store(&unsent->cancel, true);
     atomic_store(&rig.core.cancels, true);
     core_tick(&rig.core, rig.now_ms);
-    EXPECT_EQ(stream_read(unsent, &event), TANDEM_OK);
+    EXPECT_EQ(pieces_read(unsent, &event), TANDEM_OK);
     EXPECT_EQ(event.finish, TANDEM_FINISH_CANCELLED);
-    EXPECT_EQ(stream_read(unsent, &event), TANDEM_END);
+    EXPECT_EQ(pieces_read(unsent, &event), TANDEM_END);
     EXPECT(!core_wants_connection(&rig.core));
     struct tandem_stream *sent = running(&rig, 1);
     atomic_store(&sent->cancel, true);
@@ -226,7 +360,7 @@ TEST(cancel_before_and_after_the_submit) {
     core_free(&rig.core);
 }
 
-TEST(a_freed_stream_is_cancelled_on_this_connection_or_the_next) {
+TEST(a_freed_stream_is_given_up_on_this_connection_or_the_next) {
     struct rig rig;
     struct core_options options = rig_options();
     rig_start(&rig, &options);
@@ -235,16 +369,105 @@ TEST(a_freed_stream_is_cancelled_on_this_connection_or_the_next) {
     core_tick(&rig.core, rig.now_ms);
     rig_hear(&rig, TSP_SUBMIT, 2);
     stream_free(first);
-    rig_hear(&rig, TSP_CANCEL, 1);
+    rig_hear_ack(&rig, 5);
     rig_tokens(&rig, 1, 0, 0, 1); /* was on its way */
-    rig_done(&rig, 1, 0, 1, true, 0);
-    rig_hear(&rig, TSP_ACK, 1);
+    rig_pong(&rig, rig_hear(&rig, TSP_PING, 0).body.ping.data);
+    EXPECT_EQ(rig.core.n_acks, 0);
     rig_lose(&rig);
     stream_free(second);
-    rig_connect(&rig);
-    struct tsp_message cancel = rig_hear(&rig, TSP_CANCEL, 1);
-    EXPECT_EQ(cancel.body.cancel.request_id[0], 6);
     EXPECT(rig.core.streams == NULL);
+    rig_connect(&rig);
+    rig_hear_ack(&rig, 6);
+    core_free(&rig.core);
+}
+
+TEST(an_ack_is_sent_again_until_it_is_known_to_have_come) {
+    struct rig rig;
+    struct core_options options = rig_options();
+    int result;
+    rig_start(&rig, &options);
+    struct tandem_stream *stream = running(&rig, 1);
+    struct tandem_stream *failed = rig_submit(&rig, 6, NEVER);
+    core_tick(&rig.core, rig.now_ms);
+    rig_hear(&rig, TSP_SUBMIT, 2);
+    rig_accept(&rig, 2, 6, 1);
+    rig_done(&rig, 1, 0, 0, true, 0);
+    rig_hear(&rig, TSP_ACK, 1);
+    uint64_t first = rig_hear(&rig, TSP_PING, 0).body.ping.data;
+    rig_error(&rig, 2, TSP_CODE_DEADLINE, "late");
+    rig_hear(&rig, TSP_ACK, 2);
+    EXPECT_EQ(rig.core.out.size, 0); /* one PING at a time */
+    rig_pong(&rig, first);           /* says nothing of the second */
+    uint64_t second = rig_hear(&rig, TSP_PING, 0).body.ping.data;
+    EXPECT(second > first);
+    EXPECT_EQ(rig.core.n_acks, 1);
+    rig_lose(&rig);
+    rig_connect(&rig); /* for nothing else */
+    rig_hear_ack(&rig, 6);
+    rig_hear(&rig, TSP_PING, 0);
+    rig_lose(&rig); /* with the answer */
+    rig_connect(&rig);
+    rig_hear_ack(&rig, 6);
+    rig_pong(&rig, rig_hear(&rig, TSP_PING, 0).body.ping.data);
+    EXPECT_EQ(rig.core.n_acks, 0);
+    rig_lose(&rig);
+    EXPECT(!core_wants_connection(&rig.core));
+    rig_read(stream, &result);
+    EXPECT_EQ(result, TANDEM_END);
+    rig_read(failed, &result);
+    EXPECT_EQ(result, TSP_CODE_DEADLINE);
+    core_free(&rig.core);
+}
+
+TEST(acks_are_bounded_and_go_out_in_parts) {
+    struct rig rig;
+    struct core_options options = rig_options();
+    rig_start(&rig, &options);
+    for (uint32_t i = 0; i < MAX_ACKS + 5; i++) {
+        uint8_t id[TSP_ID_BYTES] = {(uint8_t)i, (uint8_t)(i >> 8)};
+        acks_add(&rig.core, id, false);
+    }
+    EXPECT_EQ(rig.core.n_acks, MAX_ACKS);
+    rig_connect(&rig);
+    uint32_t n = 5; /* the oldest are left to the server's window */
+    while (rig.core.n_acks > 0) {
+        uint32_t part = 0;
+        while (rig.core.out.data[4] == TSP_ACK) {
+            const struct tsp_message ack = rig_hear(&rig, TSP_ACK, 0);
+            EXPECT_EQ(ack.body.ack.request_id[0] | ack.body.ack.request_id[1] << 8, n++);
+            part++;
+        }
+        EXPECT_EQ(part, 16);
+        rig_pong(&rig, rig_hear(&rig, TSP_PING, 0).body.ping.data);
+    }
+    EXPECT_EQ(n, MAX_ACKS + 5);
+    core_free(&rig.core);
+}
+
+TEST(acks_that_no_server_takes_are_given_up) {
+    struct rig rig;
+    struct core_options options = rig_options();
+    rig_start(&rig, &options);
+    running(&rig, 1);
+    rig_done(&rig, 1, 0, 0, true, 0);
+    core_lost(&rig.core, "cut", rig.now_ms);
+    EXPECT_EQ(core_deadline(&rig.core), rig.core.connect_at_ms);
+    rig.now_ms += options.give_up_ms;
+    core_tick(&rig.core, rig.now_ms);
+    EXPECT(!core_wants_connection(&rig.core));
+    EXPECT_EQ(core_deadline(&rig.core), NEVER);
+    core_free(&rig.core);
+}
+
+/* What another stream took over is that one's to acknowledge. */
+TEST(a_superseded_stream_acknowledges_nothing) {
+    struct rig rig;
+    struct core_options options = rig_options();
+    rig_start(&rig, &options);
+    running(&rig, 1);
+    rig_error(&rig, 1, TSP_CODE_SUPERSEDED, "another stream took the request over");
+    EXPECT_EQ(rig.core.n_acks, 0);
+    EXPECT_EQ(rig.core.out.size, 0);
     core_free(&rig.core);
 }
 
@@ -361,6 +584,8 @@ TEST(a_drain_sends_new_requests_to_the_next_server) {
     EXPECT_EQ(rig.core.link, LINK_NONE);
     EXPECT_EQ(rig.core.server, 1);
     rig_connect(&rig);
+    rig_hear_ack(&rig, 5);
+    rig_hear(&rig, TSP_PING, 0);
     EXPECT_EQ(rig_hear(&rig, TSP_SUBMIT, 1).body.submit.request_id[0], 6);
     core_free(&rig.core);
 }
@@ -378,7 +603,6 @@ TEST(streams_above_the_servers_limit_wait) {
     }
     EXPECT_EQ(rig.core.out.size, 0);
     rig_error(&rig, 2, TSP_CODE_INVALID, "no");
-    rig_hear(&rig, TSP_ACK, 2);
     rig_hear(&rig, TSP_SUBMIT, 5);
     core_free(&rig.core);
 }
@@ -428,6 +652,31 @@ TEST(requests_take_the_fields_of_the_protocol_by_name) {
     EXPECT_EQ(decoded.given,
               1ull << 1 | 1ull << 7 | 1ull << 11 | 1ull << 15 | 1ull << 29 | 1ull << 31 | 1ull << 33 | 1ull << 35);
     buffer_free(&payload);
+    tandem_request_free(request);
+}
+
+/* Whatever SUBMIT can carry has a setter, but for what the library sets itself. */
+TEST(requests_can_carry_all_that_the_protocol_can) {
+    struct tandem_request *request = tandem_request_create();
+    const struct tsp_fields *fields = tsp_fields_of(TSP_SUBMIT);
+    const struct tandem_message message = {.role = "user"};
+    static const uint32_t ids[] = {1};
+    static const float values[] = {1};
+    for (size_t i = 0; i < fields->n; i++) {
+        const struct tsp_field *field = &fields->table[i];
+        switch (field->kind) {
+        case TSP_KIND_ID: break;
+        case TSP_KIND_F32: EXPECT_EQ(tandem_request_float(request, field->name, 0.5), TANDEM_OK); break;
+        case TSP_KIND_BYTES: EXPECT_EQ(tandem_request_text(request, field->name, "x", 1), TANDEM_OK); break;
+        case TSP_KIND_U32S: EXPECT_EQ(tandem_request_ids(request, field->name, ids, 1), TANDEM_OK); break;
+        case TSP_KIND_BIAS: EXPECT_EQ(tandem_request_bias(request, ids, values, 1), TANDEM_OK); break;
+        case TSP_KIND_FIELDS: EXPECT_EQ(tandem_request_message(request, &message), TANDEM_OK); break;
+        default:
+            EXPECT_EQ(tandem_request_int(request, field->name, 1),
+                      field->tag == TSP_SUBMIT_CREDIT ? TANDEM_MISUSE : TANDEM_OK);
+            break;
+        }
+    }
     tandem_request_free(request);
 }
 

@@ -1,8 +1,10 @@
 """The client library against a real server, through its Python binding: every kind of request with the answers of HTTP,
 refusals, cancels, and answers that are whole across cut connections and killed front-ends."""
 
+import ast
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import threading
@@ -15,7 +17,7 @@ if LIBRARIES not in os.environ.get("LD_LIBRARY_PATH", "").split(":"):  # the loa
     os.environ["LD_LIBRARY_PATH"] = f"{LIBRARIES}:{os.environ.get('LD_LIBRARY_PATH', '')}".rstrip(":")
     os.execv(sys.executable, [sys.executable, *sys.argv])
 sys.path.insert(0, os.path.join(ROOT, "runtime", "client", "python"))
-from tandem_client import Client, TandemError  # noqa: E402
+from tandem_client import Client, Event, TandemError  # noqa: E402
 
 CHAT = [{"role": "user", "content": "What is 123 + 456?"}]
 
@@ -50,6 +52,14 @@ def expect_refused(code, function):
         expect_equal(error.code, code, f"code ({error})")
         return error
     raise AssertionError(f"not refused with {code}")
+
+
+def expect_refused_any(codes, function):
+    try:
+        function()
+    except TandemError as error:
+        return error.code in codes
+    raise AssertionError(f"not refused with one of {codes}")
 
 
 def kinds():
@@ -183,6 +193,76 @@ def a_killed_frontend_is_not_a_killed_answer():
         events += list(stream)
         expect_equal(parts(events), wanted, "the answer")
         expect(client.reconnects >= 1, "the connection was not lost")
+    server.stop()
+
+
+@test(seconds=180)
+def another_process_goes_on_with_a_stream():
+    server = start()
+    fields = {"prompt": "12 + 30", "temperature": 0.9, "seed": 4, "max_tokens": 1500, "ignore_eos": True, "n": 2}
+    script = ("import os, sys; from tandem_client import Client; client = Client([sys.argv[1]]);"
+              "stream = client.generate(**eval(sys.argv[2])); events = [next(stream) for _ in range(4)];"
+              "print((stream.id, [tuple(event) for event in events]), flush=True); os.kill(os.getpid(), 9)")
+    environment = {**os.environ, "PYTHONPATH": sys.path[0]}
+    done = subprocess.run([sys.executable, "-c", script, server.tcp, repr(fields)], env=environment,
+                          capture_output=True, text=True, timeout=60)
+    expect_equal(done.returncode, -9, f"the first process ({done.stderr})")
+    id, first = ast.literal_eval(done.stdout)
+    events = [Event(*event) for event in first]
+    offsets = [sum(len(event.ids) for event in events if event.choice == choice) for choice in range(2)]
+    with Client([server.tcp]) as client:
+        wanted = parts(client.generate(**fields))
+        stream = client.resume(id, offsets)
+        expect_equal(stream.id, id, "id")
+        events += [next(stream) for _ in range(4)]
+        offsets = [sum(len(event.ids) for event in events if event.choice == choice) for choice in range(2)]
+        stream.leave()
+        expect_refused(4002, lambda: list(client.resume(os.urandom(16))))
+        expect_refused(2001, lambda: list(client.resume(id, [1 << 40])))
+        expect_refused(-8, lambda: client.resume(b"short"))
+        other = Client([server.tcp])
+        events += list(other.resume(id, offsets))
+        expect_equal(parts(events), wanted, "the answer")
+        expect_equal(list(stream), [], "events of a stream that was left")
+        other.close()
+        wait_for(lambda: server.metrics()["tandem_tcp_requests"] == 0, "all to be forgotten")
+        expect_refused(4003, lambda: list(client.resume(id)))
+    server.stop()
+
+
+@test(seconds=180)
+def status_is_told_and_disconnects_may_cancel():
+    server = start("--set", "engine.queue=7")
+    with Client([server.tcp], timeout=30) as client:
+        status = client.status()
+        expect_equal(status, (server.tcp, 0, 0, 7, 0.0, 1, 1, False, 0, 4096, "tandem-r1-tiny"), "status when idle")
+        stream = client.generate(prompt=["12", [15, 16]], max_tokens=3900, ignore_eos=True, on_disconnect="cancel",
+                                 deadline_ms=600000)
+        next(stream)
+        wait_for(lambda: client.status().running == 2, "both sequences to run")
+        status = client.status()
+        expect(status.requests == 1 and 0 < status.kv_used <= 1, str(status))
+        stream.leave()
+        expect_refused(-8, lambda: client.generate(prompt="1", on_disconnect="abort"))
+    wait_for(lambda: server.metrics()["tandem_tcp_requests"] == 0, "the lost connection's request")
+    wait_for(lambda: server.metrics()["vllm:num_requests_running"] == 0, "its sequences' end")
+    server.stop()
+    with Client([server.tcp], timeout=0.3) as client:
+        expect(expect_refused_any((-3, -4), client.status), "no code")
+
+
+@test(seconds=180)
+def acks_that_a_cut_swallows_are_sent_again():
+    server = start()
+    proxy = Proxy((server.host, server.tcp_port), 600, 3)
+    with Client([f"127.0.0.1:{proxy.address[1]}"]) as client:
+        for number in range(40):
+            parts(client.generate(prompt="12", max_tokens=12, ignore_eos=True))
+        expect(client.reconnects >= 10, f"only {client.reconnects} cuts")
+        client.status()  # serves the connection until the last ACK is through
+        wait_for(lambda: client.status() and server.metrics()["tandem_tcp_requests"] == 0, "all to be forgotten", 20)
+        expect_equal(server.metrics()["tandem_tcp_expired_total"], 0, "requests that only their window ended")
+    proxy.stop()
     server.stop()
 
 

@@ -9,7 +9,8 @@ import subprocess
 import tempfile
 import time
 
-from support import MODEL, PROGRAM, ROOT, Server, answer_of, expect, expect_equal, main, run, test, wait_for
+from support import MODEL, PROGRAM, ROOT, Server, answer_of, expect, expect_equal, kill, main, run, test, wait_for
+from tsp_proxy import Proxy
 
 COMMANDS = ("serve", "chat", "generate", "tokenize", "config", "probe", "version")
 
@@ -199,28 +200,33 @@ class Terminal:
         raise AssertionError(f"no end; the terminal shows {self.text!r}")
 
 
-@test
-def a_conversation_on_a_terminal():
-    server = Server()
-    terminal = Terminal("chat", server.url, "--temperature", "0")
+def converse(server, url):
+    prompts = server.metrics()["vllm:prompt_tokens_total"]
+    terminal = Terminal("chat", url, "--temperature", "0")
     terminal.wait_text("> ")
+    expect("tandem-r1-tiny;" in terminal.text, terminal.text)
     terminal.type("What is 407 - 1295?\n")
     terminal.wait_text("-888\r\n> ")
     expect("\033[2m" in terminal.text and "\033[0m" in terminal.text, "the reasoning is not dimmed")
     before = len(terminal.text)
     terminal.type("12 * 34 = ?\n")
     wait_for(lambda: terminal.read() or "408\r\n> " in terminal.text[before:], "the second answer")
-    usage = server.metrics()
-    expect(usage["vllm:prompt_tokens_total"] > 40, "the history was not sent")
+    expect(server.metrics()["vllm:prompt_tokens_total"] - prompts > 40, "the history was not sent")
     terminal.type("\x04")
     expect_equal(terminal.wait(), 0, "exit code after Ctrl-D")
-    server.stop()
 
 
 @test
-def ctrl_c_ends_the_answer_and_then_the_program():
-    server = Server()
-    terminal = Terminal("chat", server.url, "--temperature", "0")
+def a_conversation_on_a_terminal():
+    server = Server(config="configs/cpu-x1.yaml")
+    converse(server, server.url)
+    converse(server, f"tcp://{server.host}:{server.tcp_port}")
+    wait_for(lambda: server.metrics()["tandem_tcp_requests"] == 0, "the server to forget both questions")
+    server.stop()
+
+
+def interrupt(server, url):
+    terminal = Terminal("chat", url, "--temperature", "0")
     terminal.wait_text("> ")
     # An answer that cannot end: at the prompt the key would mean something else.
     for worker in server.workers().values():
@@ -238,14 +244,72 @@ def ctrl_c_ends_the_answer_and_then_the_program():
     terminal.wait_text("7\r\n> ")
     terminal.type("\x03")
     expect_equal(terminal.wait(), 0, "exit code after Ctrl-C at the prompt")
+
+
+@test(seconds=120)
+def ctrl_c_ends_the_answer_and_then_the_program():
+    server = Server(config="configs/cpu-x1.yaml")
+    interrupt(server, server.url)
+    interrupt(server, f"tcp://{server.host}:{server.tcp_port}")
+    wait_for(lambda: server.metrics()["tandem_tcp_requests"] == 0, "the server to forget the cancelled answer")
+    server.stop()
+
+
+@test(seconds=120)
+def a_chat_survives_cut_connections_and_a_killed_frontend():
+    server = Server(config="configs/cpu-x1.yaml")
+    tcp = (server.host, server.tcp_port)
+    question = ("--temperature", "0.9", "--seed", "3", "--max-tokens", "600", "--once", "Tell me of 12 * 34.")
+    code, wanted, errors = run("chat", "tcp://%s:%d" % tcp, *question)
+    expect_equal((code, errors), (0, ""), "exit code and errors")
+    expect_equal(run("chat", server.url, *question)[:2], (0, wanted), "the answer over HTTP")
+    proxy = Proxy(tcp, 900, 2)
+    expect_equal(run("chat", "tcp://%s:%d" % proxy.address, *question), (0, wanted, ""), "the answer over cuts")
+    expect(proxy.cuts > 0, "no cut")
+    proxy.stop()
+    terminal = Terminal("chat", "tcp://%s:%d" % tcp, "--temperature", "0")
+    terminal.wait_text("> ")
+    for worker in server.workers().values():
+        os.kill(worker, signal.SIGSTOP)
+    terminal.type("What is 407 - 1295?\n")
+    wait_for(lambda: server.metrics()["vllm:num_requests_running"] == 1, "the request at the engine")
+    kill(server.frontend())
+    for worker in server.workers().values():
+        os.kill(worker, signal.SIGCONT)
+    terminal.wait_text("-888\r\n> ")
+    expect("tandem chat:" not in terminal.text, terminal.text)
+    terminal.type("\x04")
+    expect_equal(terminal.wait(), 0, "exit code")
     server.stop()
 
 
 @test
+def a_chat_proves_its_right_and_names_what_is_wrong():
+    with tempfile.NamedTemporaryFile("w") as keys, tempfile.NamedTemporaryFile("w") as wrong:
+        for file, key in ((keys, "right"), (wrong, "other")):
+            file.write(f"{key}\n")
+            file.flush()
+        server = Server("--set", f"api_key_file={keys.name}", config="configs/cpu-x1.yaml")
+        url = f"tcp://{server.host}:{server.tcp_port}"
+        question = ("--temperature", "0", "--once", "3 + 4 = ?")
+        code, out, errors = run("chat", url, "--api-key-file", keys.name, *question)
+        expect((code, errors) == (0, "") and out.endswith("7\n"), f"{code} {out} {errors}")
+        code, out, errors = run("chat", url, "--api-key-file", wrong.name, *question)
+        expect((code, out) == (1, "") and "--api-key-file" in errors, f"{code} {out} {errors}")
+        code, out, errors = run("chat", url, "--api-key-file", keys.name, "--model", "another", *question)
+        expect((code, out) == (1, "") and "2002" in errors and "another" in errors, f"{code} {out} {errors}")
+        code, out, errors = run("chat", url, "--api-key-file", keys.name, stdin="1\0" + "2")
+        expect((code, out) == (1, "") and "NUL" in errors, f"{code} {out} {errors}")
+        server.stop()
+    code, out, errors = run("chat", "tcp://nowhere", *question)
+    expect((code, out) == (1, "") and "tcp://HOST:PORT" in errors, f"{code} {out} {errors}")
+
+
+@test
 def a_question_with_no_server_behind_it_ends():
-    process = subprocess.run([PROGRAM, "chat", "http://127.0.0.1:1", "--once", "1"], capture_output=True, text=True,
-                             timeout=20)
-    expect_equal(process.returncode, 1, "exit code")
+    for url in ("http://127.0.0.1:1", "tcp://127.0.0.1:1"):
+        process = subprocess.run([PROGRAM, "chat", url, "--once", "1"], capture_output=True, text=True, timeout=20)
+        expect_equal(process.returncode, 1, f"exit code of {url}")
 
 
 if __name__ == "__main__":

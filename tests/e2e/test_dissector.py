@@ -64,6 +64,7 @@ def a_capture_of_a_real_run_is_decoded():
         connection.send(tsp.ACK, stream)
         connection.send(tsp.RESUME, stream + 1, [(1, request.id), tsp.u64s(3, [3])])
         seen.append(connection.receive())
+        connection.send(tsp.ACK, 0, [(1, request.id)])
         connection.close()
         wait_for(lambda: os.path.exists(path) and os.path.getsize(path) > 2000, "the capture")
         time.sleep(1)
@@ -81,6 +82,8 @@ def a_capture_of_a_real_run_is_decoded():
             expect(f"ids: [{' '.join(map(str, tsp.ids(fields, 5)))}]" in shown, shown)
     kinds = {frame[0] for frame in frames}
     expect({tsp.HELLO, tsp.WELCOME, tsp.SUBMIT, tsp.CREDIT, tsp.ACK, tsp.RESUME} <= kinds, f"types {kinds}")
+    acks = [(stream, shown) for kind, _, stream, _, shown in frames if kind == tsp.ACK]
+    expect_equal(acks, [(stream, []), (0, [f"request_id: {request.id.hex()}"])], "ACKs")
     submit = next(frame[4] for frame in frames if frame[0] == tsp.SUBMIT)
     expect(f"request_id: {request.id.hex()}" in submit and "stop: END" in submit, submit)
 

@@ -299,6 +299,7 @@ def cut_connections_lose_nothing():
         expect_equal(request.result(), wanted[index], f"answer {index}")
     expect_equal(server.metrics()["tandem_tcp_submits_total"] - before, 24, "requests that ran")
     expect(proxy.cuts >= 20, f"{proxy.cuts} cuts")
+    expect_equal(server.metrics()["tandem_tcp_requests"], 0, "requests of which an ACK was lost for good")
     proxy.stop()
     server.stop()
 

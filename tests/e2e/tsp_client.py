@@ -219,16 +219,17 @@ def ask(address, fields, key=None, credit=None):
 
 
 def carry(address, requests, key=None, doubled=lambda: False, deadline_s=600):
-    """Brings all requests to their end over as many connections as it takes. Where doubled() says so, a SUBMIT is sent
-    twice. Returns the number of connections that were lost."""
+    """Brings all requests to their end, and their ACKs to the server, over as many connections as it takes. Where
+    doubled() says so, a SUBMIT is sent twice. Returns the number of connections that were lost."""
     cuts = 0
+    owed = []  # ended requests whose ACK may have been lost
     deadline = time.monotonic() + deadline_s
-    while any(not request.ended for request in requests):
+    while owed or any(not request.ended for request in requests):
         assert time.monotonic() < deadline, "no end in sight"
         connection = None
         try:
             connection = Connection(address, key)
-            _carry_once(connection, [request for request in requests if not request.ended], doubled)
+            _carry_once(connection, [request for request in requests if not request.ended], owed, doubled)
         except Cut:
             cuts += 1
             time.sleep(0.001)
@@ -238,8 +239,12 @@ def carry(address, requests, key=None, doubled=lambda: False, deadline_s=600):
     return cuts
 
 
-def _carry_once(connection, requests, doubled):
+def _carry_once(connection, requests, owed, doubled):
     streams = {}
+    for request in owed:
+        connection.send(tsp.ACK, 0, [(1, request.id)])
+    if owed:
+        connection.send(tsp.PING, 0, [tsp.u64(1, len(owed))])
     for request in requests:
         again = not request.accepted and doubled()
         stream = request.attach(connection)
@@ -248,8 +253,11 @@ def _carry_once(connection, requests, doubled):
             streams[request.submit(connection)] = request
             del streams[stream]
     open_requests = len(requests)
-    while open_requests:
+    while open_requests or owed:
         frame = connection.receive()
+        if frame[0] == tsp.PONG:  # what was sent before its PING has arrived
+            del owed[: tsp.number(frame[3], 1)]
+            continue
         assert frame[2] != 0, f"{tsp.NAMES[frame[0]]} on stream 0: {frame[3]}"
         request = streams.get(frame[2])
         if request is None:  # the first of two SUBMITs, which the second superseded
@@ -258,8 +266,11 @@ def _carry_once(connection, requests, doubled):
         if request.take(connection, frame):
             if request.error is not None:
                 raise request.error
+            owed.append(request)
             connection.send(tsp.ACK, frame[2])
             open_requests -= 1
+            if not open_requests:
+                connection.send(tsp.PING, 0, [tsp.u64(1, len(owed))])
 
 
 def asked():

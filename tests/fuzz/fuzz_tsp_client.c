@@ -3,8 +3,9 @@
  *
  * Input: a byte that says how the bytes are cut, then records, as in fuzz_tsp_session.c: 0xFF, a length byte and as
  * many raw bytes; or a frame: type, flags, stream, two bytes of length, and the payload, whose checksum is made here.
- * Type 0xFE is a turn of the user's instead: it reads, cancels or frees a stream, loses the connection, or lets time
- * pass. The server's WELCOME comes first by itself, unless the first record is raw. */
+ * Type 0xFE is a turn of the user's instead: it reads, cancels, frees, leaves or resumes a stream, asks for the status,
+ * loses the connection, or lets time pass. The server's WELCOME comes first by itself, unless the first record is raw.
+ */
 #include <stdlib.h>
 
 #include "runtime/base/buf.h"
@@ -57,7 +58,7 @@ static void tick(struct world *world) {
 static void read_all(struct world *world, struct tandem_stream *stream) {
     struct tandem_event event;
     int result;
-    while ((result = stream_read(stream, &event)) == TANDEM_OK) {
+    while ((result = pieces_read(stream, &event)) == TANDEM_OK) {
         world->hash = hash64(world->hash, event.ids, event.n_ids * sizeof event.ids[0]);
         world->hash = hash64(world->hash, event.text, event.text_size);
         CHECK(event.text[event.text_size] == '\0' && event.reasoning[event.reasoning_size] == '\0', "no end");
@@ -66,20 +67,46 @@ static void read_all(struct world *world, struct tandem_stream *stream) {
     world->hash = hash64(world->hash, &result, sizeof result);
 }
 
-static void take_turn(struct world *world, uint8_t what, uint8_t which) {
-    struct tandem_stream **stream = &world->streams[which % STREAMS];
-    if (what % 5 == 0 && *stream != NULL) {
-        read_all(world, *stream);
-    } else if (what % 5 == 1 && *stream != NULL) {
+static void ask_status(struct world *world) {
+    int result = core_take_status(&world->core);
+    core_ask_status(&world->core);
+    world->hash = hash64(world->hash, &result, sizeof result);
+}
+
+/* What happens to a stream that is there. */
+static void take_turn_of(struct world *world, struct tandem_stream **stream, uint8_t what) {
+    switch (what) {
+    case 0: read_all(world, *stream); break;
+    case 1:
         atomic_store(&(*stream)->cancel, true);
         atomic_store(&world->core.cancels, true);
-    } else if (what % 5 == 2 && *stream != NULL) {
+        break;
+    case 2:
         stream_free(*stream);
         *stream = NULL;
-    } else if (what % 5 == 3) {
+        break;
+    default: /* it is left */
+        stream_destroy(*stream);
+        *stream = NULL;
+        break;
+    }
+}
+
+static void take_turn(struct world *world, uint8_t what, uint8_t which) {
+    static const uint64_t offsets[] = {2, 0};
+    static const uint8_t id[TSP_ID_BYTES];
+    struct tandem_stream **stream = &world->streams[which % STREAMS];
+    what %= 8;
+    if (what == 3) {
         core_lost(&world->core, "cut", world->now_ms);
-    } else {
+    } else if (what == 4) {
         world->now_ms += which * 40u;
+    } else if (what == 6) {
+        ask_status(world);
+    } else if (what == 7 && *stream == NULL) {
+        *stream = stream_resume(&world->core, id, offsets, which % 4 < 3 ? which % 4 : 0);
+    } else if (*stream != NULL && what != 7) {
+        take_turn_of(world, stream, what);
     }
     tick(world);
 }
@@ -155,6 +182,7 @@ static uint64_t run(const uint8_t *data, size_t size, size_t step) {
     world.now_ms += options.give_up_ms;
     tick(&world);
     CHECK(world.core.n_live == 0 && world.core.n_attached == 0, "streams outlive all deadlines");
+    CHECK(world.core.n_acks == 0 && !core_wants_connection(&world.core), "ACKs outlive all deadlines");
     core_free(&world.core);
     return world.hash;
 }

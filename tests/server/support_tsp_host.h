@@ -12,7 +12,8 @@
 #define HOST_MAX_IDS 64 /* an answer's length */
 
 struct scripted_host {
-    uint32_t opened, closed, lost, acks, cancels, credits;
+    uint32_t opened, closed, lost, acks, acked_ids, cancels, credits;
+    uint8_t acked_id; /* first byte of the last one */
     struct {
         bool open;
         uint64_t sent;
@@ -114,6 +115,13 @@ static inline void scripted_host_ack(void *context, struct tsp_stream *stream) {
     }
 }
 
+static inline void scripted_host_ack_id(void *context, uint64_t owner, const uint8_t id[TSP_ID_BYTES]) {
+    struct scripted_host *host = context;
+    CHECK(owner == 0 || owner == 4, "an owner that did not say HELLO");
+    host->acked_ids++;
+    host->acked_id = id[0];
+}
+
 static inline void scripted_host_lost(void *context, struct tsp_stream *stream) {
     struct scripted_host *host = context;
     host->lost++;
@@ -132,6 +140,7 @@ static const struct tsp_host scripted_host_table = {
     .cancel = scripted_host_cancel,
     .credit = scripted_host_credit,
     .ack = scripted_host_ack,
+    .ack_id = scripted_host_ack_id,
     .lost = scripted_host_lost,
     .status = scripted_host_status,
 };

@@ -126,10 +126,177 @@ TEST(an_ended_request_outlives_its_frontend_whole_and_once) {
     rig_stop(&rig);
 }
 
+static void ack_id(struct tsp_client *client, uint8_t tag) {
+    struct tsp_message message = {.type = TSP_ACK, .given = 1u << TSP_ACK_REQUEST_ID};
+    memset(message.body.ack.request_id, tag, TSP_ID_BYTES);
+    tsp_client_send(client, &message);
+}
+
+/* A PONG says that the frames before its PING were acted upon. */
+static void await_pong(struct tsp_client *client) {
+    tsp_client_send(client, &(struct tsp_message){.type = TSP_PING, .given = 1u << TSP_PING_DATA});
+    EXPECT_EQ(tsp_client_next(client).type, TSP_PONG);
+}
+
+/* The connection is lost behind END: what was taken of the ACK on the stream is not known. */
+TEST(an_ack_by_id_forgets_what_ended_before_the_loss) {
+    struct rig rig;
+    struct rig_options options = rig_options();
+    struct tsp_client client;
+    struct tsp_answer *answer = make_answer();
+    rig_start(&rig, &options);
+    tsp_client_open(&client, &rig, NULL);
+    tsp_client_submit(&client, 1, 7, 500, -1, NULL);
+    tsp_client_read(&client, 1, ALL, answer);
+    tsp_client_close(&client);
+    tsp_client_open(&client, &rig, "another key");
+    ack_id(&client, 7); /* there is no such request of this key */
+    await_pong(&client);
+    EXPECT_EQ(rig_metric(&rig, REQUESTS), 1);
+    tsp_client_close(&client);
+    tsp_client_open(&client, &rig, NULL);
+    ack_id(&client, 7);
+    ack_id(&client, 7);
+    await_pong(&client);
+    EXPECT_EQ(rig_metric(&rig, REQUESTS), 0);
+    EXPECT_EQ(rig_metric(&rig, "tandem_tcp_forgotten_requests{"), 1);
+    expect_clean(&rig);
+    answer->n = answer->crc = 0;
+    tsp_client_submit(&client, 1, 7, 500, -1, NULL);
+    tsp_client_read(&client, 1, ALL, answer);
+    EXPECT_EQ(answer->error, TSP_CODE_GONE);
+    tsp_client_close(&client);
+    free_answer(answer);
+    rig_stop(&rig);
+}
+
+/* A front-end that took the request over does not know that its answer was delivered. */
+TEST(an_ack_by_id_reaches_the_next_frontend) {
+    struct rig rig;
+    struct rig_options options = rig_options();
+    struct tsp_client client;
+    struct tsp_answer *answer = make_answer();
+    rig_start(&rig, &options);
+    tsp_client_open(&client, &rig, NULL);
+    tsp_client_submit(&client, 1, 7, 500, -1, NULL);
+    tsp_client_read(&client, 1, ALL, answer);
+    rig_kill_frontend(&rig, &options);
+    tsp_client_close(&client);
+    tsp_client_open(&client, &rig, NULL);
+    EXPECT_EQ(rig_metric(&rig, REQUESTS), 1);
+    ack_id(&client, 7);
+    expect_clean(&rig);
+    tsp_client_close(&client);
+    free_answer(answer);
+    rig_stop(&rig);
+}
+
+TEST(an_ack_by_id_ends_what_runs_and_the_stream_that_holds_it) {
+    struct rig rig;
+    struct rig_options options = endless_options();
+    struct tsp_client client;
+    struct tsp_client other;
+    struct tsp_answer *answer = make_answer();
+    rig_start(&rig, &options);
+    atomic_store(&rig.groups[0].delay_us, 2000);
+    tsp_client_open(&client, &rig, NULL);
+    tsp_client_open(&other, &rig, NULL);
+    tsp_client_submit(&client, 1, 7, 900, -1, NULL);
+    tsp_client_read(&client, 1, 5, answer);
+    ack_id(&other, 7);
+    tsp_client_read(&client, 1, ALL, answer);
+    EXPECT_EQ(answer->error, TSP_CODE_GONE);
+    expect_clean(&rig);
+    tsp_client_submit(&client, 2, 8, 900, 3, NULL); /* and without a stream */
+    answer->n = answer->crc = 0;
+    tsp_client_read(&client, 2, 3, answer);
+    tsp_client_close(&client);
+    ack_id(&other, 8);
+    expect_clean(&rig);
+    tsp_client_close(&other);
+    free_answer(answer);
+    rig_stop(&rig);
+}
+
+/* Every place of the queue is there for those that wait, though nobody acknowledges what has ended. */
+TEST(ended_requests_take_no_place_in_the_queue) {
+    struct rig rig;
+    struct rig_options options = endless_options();
+    struct tsp_client client;
+    struct tsp_answer *answer = make_answer();
+    options.queue_max = 8;
+    options.max_rows = 1;
+    rig_start(&rig, &options);
+    tsp_client_open(&client, &rig, NULL);
+    for (uint8_t tag = 1; tag <= 8; tag++) {
+        answer->n = answer->crc = 0;
+        tsp_client_submit(&client, tag, tag, 4, -1, NULL);
+        tsp_client_read(&client, tag, ALL, answer);
+        EXPECT_EQ(answer->finish, TSP_FINISH_LENGTH);
+    }
+    tsp_client_close(&client);
+    tsp_client_open(&client, &rig, NULL);
+    atomic_store(&rig.groups[0].held, true);
+    for (uint8_t tag = 11; tag <= 11 + 8; tag++) {
+        tsp_client_submit(&client, tag, tag, 4, -1, NULL);
+        EXPECT_EQ(tsp_client_next(&client).type, TSP_ACCEPTED);
+        rig_await_metric(&rig, RUNNING, 1);
+    }
+    EXPECT_EQ(rig_metric(&rig, REQUESTS), 8 + 1 + 8);
+    tsp_client_submit(&client, 20, 20, 4, -1, NULL);
+    EXPECT_EQ(tsp_client_next(&client).body.error.code, TSP_CODE_QUEUE_FULL);
+    tsp_client_close(&client);
+    free_answer(answer);
+    rig_stop(&rig);
+}
+
 static void four_with_stops(struct tsp_writer *writer) {
     tsp_put_u32(writer, TSP_SUBMIT_N, 4);
     tsp_put_bytes(writer, TSP_SUBMIT_STOP, "42", 2);
     tsp_put_u8(writer, TSP_SUBMIT_ECHO, 1);
+}
+
+static void two_choices(struct tsp_writer *writer) {
+    tsp_put_u32(writer, TSP_SUBMIT_N, 2);
+}
+
+/* Takes messages of the stream until END; the ids that each choice had then, all of them cancelled. */
+static void read_cancelled(struct tsp_client *client, uint32_t stream, uint64_t n_ids[2]) {
+    struct tsp_message message;
+    do {
+        message = tsp_client_next(client);
+        EXPECT_EQ(message.stream, stream);
+        if (message.type == TSP_DONE) {
+            EXPECT_EQ(message.body.done.finish, TSP_FINISH_CANCELLED);
+            n_ids[message.body.done.choice] = message.body.done.tokens;
+        }
+    } while ((message.flags & TSP_END) == 0);
+}
+
+/* The engine was done with it before the cancel, the stream was not: what one stream was told is what all are. */
+TEST(a_cancelled_answer_ends_in_the_same_place_for_every_stream) {
+    struct rig rig;
+    struct rig_options options = endless_options();
+    struct tsp_client client;
+    uint64_t told[2] = {0};
+    uint64_t again[2] = {0};
+    rig_start(&rig, &options);
+    tsp_client_open(&client, &rig, NULL);
+    tsp_client_submit(&client, 1, 7, 50, 10, two_choices);
+    EXPECT_EQ(tsp_client_next(&client).type, TSP_ACCEPTED);
+    rig_await_metric(&rig, "vllm:request_success_total{model_name=\"" RIG_MODEL "\",finished_reason=\"length\"}", 2);
+    tsp_client_say(&client, TSP_CANCEL, 1);
+    read_cancelled(&client, 1, told);
+    EXPECT_EQ(told[0] + told[1], 10); /* the credit */
+    tsp_client_close(&client);
+    tsp_client_open(&client, &rig, NULL);
+    tsp_client_resume(&client, 1, 7, told[0]);
+    read_cancelled(&client, 1, again);
+    EXPECT(again[0] == told[0] && again[1] == told[1]);
+    tsp_client_say(&client, TSP_ACK, 1);
+    expect_clean(&rig);
+    tsp_client_close(&client);
+    rig_stop(&rig);
 }
 
 /* Nobody reads, and yet no sequence goes on behind its stop text. */

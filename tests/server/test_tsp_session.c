@@ -214,6 +214,22 @@ TEST(credit_bounds_what_is_sent) {
     free_rig(rig);
 }
 
+TEST(an_ack_of_an_id_needs_no_stream_and_no_answer) {
+    struct rig *rig = make_open_rig();
+    struct tsp_message ack = {.type = TSP_ACK, .given = 1u << TSP_ACK_REQUEST_ID, .body.ack.request_id = {9}};
+    put(rig, &ack);
+    put(rig, &ack);
+    feed(rig, 0);
+    EXPECT_EQ(rig->host.acked_ids, 2);
+    EXPECT_EQ(rig->host.acked_id, 9);
+    EXPECT_EQ(tsp_session_out(rig->session)->size, 0);
+    ack.stream = 1;
+    put(rig, &ack);
+    feed(rig, 0);
+    expect_end(rig, TSP_CODE_BAD_MESSAGE);
+    free_rig(rig);
+}
+
 TEST(too_much_credit_ends_the_connection) {
     struct rig *rig = make_open_rig();
     put_submit(rig, 1, 0, 1);

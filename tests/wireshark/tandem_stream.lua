@@ -72,6 +72,7 @@ local FIELDS = {
         [1] = { "code", "u32" }, [3] = { "message", "text" }, [5] = { "retry_after_ms", "u32" }, [7] = { "param", "text" },
     },
     CREDIT = { [1] = { "tokens", "u32" } },
+    ACK = { [1] = { "request_id", "id" } },
     CANCEL = { [1] = { "request_id", "id" } },
     RESUME = { [1] = { "request_id", "id" }, [3] = { "offsets", "u64s" }, [5] = { "credit", "u32" } },
     PING = PING,

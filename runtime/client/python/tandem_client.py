@@ -11,8 +11,9 @@ alone may be called from any."""
 import ctypes
 import glob
 import os
+import time
 import weakref
-from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence
+from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Union
 
 _NAME = "libtandem_client.so.0"
 _OK, _AGAIN, _END, _TIMEOUT = 0, -1, -2, -3
@@ -20,6 +21,8 @@ _FINISH = {1: "stop", 2: "length", 3: "cancelled"}
 _WORDS = {-1: "nothing yet", -3: "the time of the request is over", -4: "no server answers",
           -5: "the server was started anew", -6: "the answer is not what the server promised", -7: "no memory",
           -8: "not a field of a request, or a value of the wrong kind", -9: "the system has no descriptor for it"}
+_ON_DISCONNECT = {"continue": 0, "cancel": 1}
+_ID_BYTES = 16
 _SLICE_MS = 200  # Python's signal handlers run between two waits
 
 
@@ -61,6 +64,22 @@ class Event(NamedTuple):
     usage: Optional[Usage]
 
 
+class Status(NamedTuple):
+    """How a server stands: struct tandem_status in client.h says what each number counts."""
+
+    server: str
+    running: int
+    waiting: int
+    queue_max: int
+    kv_used: float
+    replicas: int
+    replicas_up: int
+    draining: bool
+    requests: int
+    max_model_len: int
+    model: str
+
+
 # ---- the library
 
 
@@ -95,6 +114,13 @@ class _Error(ctypes.Structure):
                 ("retry_after_ms", ctypes.c_uint32)]
 
 
+class _Status(ctypes.Structure):
+    _fields_ = [("size", ctypes.c_size_t), ("server", ctypes.c_char_p), ("running", ctypes.c_uint32),
+                ("waiting", ctypes.c_uint32), ("queue_max", ctypes.c_uint32), ("kv_used", ctypes.c_float),
+                ("replicas", ctypes.c_uint32), ("replicas_up", ctypes.c_uint32), ("draining", ctypes.c_bool),
+                ("requests", ctypes.c_uint32), ("max_model_len", ctypes.c_uint32), ("model", ctypes.c_char * 256)]
+
+
 class _Cursor(ctypes.Structure):
     _fields_ = [("next", ctypes.c_void_p), ("left", ctypes.c_size_t)]
 
@@ -109,6 +135,7 @@ _CALLS = {
     "client_create": (ctypes.c_int, [ctypes.POINTER(_Options), ctypes.POINTER(_POINTER)]),
     "client_free": (None, [_POINTER]),
     "client_reconnects": (ctypes.c_uint64, [_POINTER]),
+    "client_status": (ctypes.c_int, [_POINTER, ctypes.c_int, ctypes.POINTER(_Status)]),
     "request_create": (_POINTER, []),
     "request_free": (None, [_POINTER]),
     "request_int": (ctypes.c_int, [_POINTER, _TEXT, ctypes.c_uint64]),
@@ -118,6 +145,9 @@ _CALLS = {
     "request_bias": (ctypes.c_int, [_POINTER, ctypes.POINTER(ctypes.c_uint32), ctypes.POINTER(ctypes.c_float), _SIZE]),
     "request_message": (ctypes.c_int, [_POINTER, ctypes.POINTER(_Message)]),
     "submit": (ctypes.c_int, [_POINTER, _POINTER, ctypes.POINTER(_POINTER)]),
+    "resume": (ctypes.c_int, [_POINTER, _TEXT, ctypes.POINTER(ctypes.c_uint64), _SIZE, ctypes.POINTER(_POINTER)]),
+    "stream_id": (None, [_POINTER, _TEXT]),
+    "stream_leave": (None, [_POINTER]),
     "stream_next": (ctypes.c_int, [_POINTER, ctypes.c_int, ctypes.POINTER(_Event)]),
     "stream_cancel": (None, [_POINTER]),
     "stream_free": (None, [_POINTER]),
@@ -203,6 +233,8 @@ def _put(request: int, field: str, value) -> None:
         _put_ids(request, field, value)
     elif field == "logit_bias":
         _put_bias(request, value)
+    elif field == "on_disconnect" and value in _ON_DISCONNECT:
+        _check(_library.tandem_request_int(request, name, _ON_DISCONNECT[value]), field)
     elif isinstance(value, str):
         _put_text(request, field, value)
     elif field in _FLOATS:
@@ -248,6 +280,10 @@ class Stream:
     def __init__(self, client: "Client", handle: int):
         self._client = client
         self._handle: Optional[int] = handle
+        made = ctypes.create_string_buffer(_ID_BYTES)
+        _library.tandem_stream_id(handle, made)
+        self.id: bytes = made.raw  # for Client.resume, also of another process
+        client._streams.add(self)
 
     def __iter__(self) -> Iterator[Event]:
         return self
@@ -282,8 +318,15 @@ class Stream:
 
     def close(self) -> None:
         """Frees the stream; further events are not wanted."""
+        self._end(_library.tandem_stream_free)
+
+    def leave(self) -> None:
+        """Frees the stream and leaves its request to whoever resumes it by its id."""
+        self._end(_library.tandem_stream_leave)
+
+    def _end(self, function) -> None:
         if self._handle and self._client._handle:
-            _library.tandem_stream_free(self._handle)
+            function(self._handle)
         self._handle = None
         self._client._streams.discard(self)
 
@@ -319,17 +362,20 @@ class Client:
         _check(result, "Client")
         self._handle = handle.value
 
-    def generate(self, prompt=None, messages: Optional[Sequence[dict]] = None, ids: Optional[Sequence[int]] = None,
+    def generate(self, prompt: Union[str, Sequence, None] = None, messages: Optional[Sequence[dict]] = None, ids: Optional[Sequence[int]] = None,
                  **sampling) -> Stream:
-        """Begins a request and returns its events. Give one of `prompt` (a text, or a list of texts), `messages` (dicts
-        with role and content) and `ids` (of a prompt, or a list of such). `sampling` takes the fields of SUBMIT by
-        their names: max_tokens, temperature, top_p, seed, n, stop, logprobs, ..."""
-        if not self._handle:
-            raise TandemError(-8, "the client is closed")
+        """Begins a request and returns its events. Give one of `prompt` (a text, or a list of prompts, each a text or a
+        list of ids), `messages` (dicts with role and content) and `ids` (of a prompt, or a list of such). `sampling`
+        takes the fields of SUBMIT by their names: max_tokens, temperature, top_p, seed, n, stop, logprobs, deadline_ms,
+        on_disconnect ("continue" or "cancel"), ..."""
+        self._check_open()
         request = _library.tandem_request_create()
         try:
-            for text in [prompt] if isinstance(prompt, str) else prompt or []:
-                _put_text(request, "prompt", text)
+            for one in [prompt] if isinstance(prompt, str) else prompt or []:
+                if isinstance(one, str):
+                    _put_text(request, "prompt", one)
+                else:
+                    _put_ids(request, "prompt_ids", one)
             for one in [] if ids is None else ids if len(ids) and not isinstance(ids[0], int) else [ids]:
                 _put_ids(request, "prompt_ids", one)
             for message in messages or []:
@@ -341,9 +387,37 @@ class Client:
             _check(_library.tandem_submit(self._handle, request, ctypes.byref(handle)), "generate")
         finally:
             _library.tandem_request_free(request)
-        stream = Stream(self, handle.value)
-        self._streams.add(stream)
-        return stream
+        return Stream(self, handle.value)
+
+    def resume(self, id: bytes, offsets: Sequence[int] = ()) -> Stream:
+        """Takes up a request by the id of its stream: of this client or of another one with the same key, in this process
+        or another, that left or lost it not longer ago than the server's resume window. `offsets` says for each choice
+        how many of its ids are there already; the events go on behind them. The client's `timeout` is not for it."""
+        self._check_open()
+        if len(id) != _ID_BYTES:
+            raise TandemError(-8, f"id: {len(id)} bytes; a stream's id has {_ID_BYTES}", "id")
+        handle = _POINTER()
+        array = (ctypes.c_uint64 * len(offsets))(*offsets)
+        _check(_library.tandem_resume(self._handle, id, array, len(offsets), ctypes.byref(handle)), "resume")
+        return Stream(self, handle.value)
+
+    def status(self) -> Status:
+        """Asks the server that the client is connected to, or the first one that answers, how it stands."""
+        self._check_open()
+        found = _Status(size=ctypes.sizeof(_Status))
+        end = time.monotonic() + self._timeout_ms / 1000 if self._timeout_ms is not None else None
+        result = _AGAIN
+        while result == _AGAIN:
+            result = _library.tandem_client_status(self._handle, _SLICE_MS, ctypes.byref(found))
+            if result == _AGAIN and end is not None and time.monotonic() >= end:
+                result = _TIMEOUT
+        _check(result, "status")
+        numbers = [getattr(found, name) for name in Status._fields[1:-1]]
+        return Status(found.server.decode(), *numbers, found.model.decode("utf-8", "replace"))
+
+    def _check_open(self) -> None:
+        if not self._handle:
+            raise TandemError(-8, "the client is closed")
 
     @property
     def reconnects(self) -> int:

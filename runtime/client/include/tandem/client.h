@@ -20,6 +20,8 @@
  * called from any thread. After fork() the child may do nothing with a client of its parent's but tandem_client_free,
  * which leaves the parent's connection alone; every other call answers TANDEM_MISUSE there.
  *
+ * A client keeps nothing on disk: who wants to outlive his own process keeps tandem_stream_id and the ids that came.
+ *
  * Calls wait only where they take a `timeout_ms`, except that the name of a server that is not a numeric address is
  * looked up with getaddrinfo(), which waits as long as the system's resolver does. */
 #ifndef TANDEM_CLIENT_H
@@ -158,6 +160,25 @@ TANDEM_API int tandem_request_message(struct tandem_request *request, const stru
 TANDEM_API int tandem_submit(struct tandem_client *client, const struct tandem_request *request,
                              struct tandem_stream **stream);
 
+#define TANDEM_ID_BYTES 16
+
+/* The id of the stream's request, under which tandem_resume takes it up again: random, and known to its client alone
+ * unless that one tells it. */
+TANDEM_API void tandem_stream_id(const struct tandem_stream *stream, uint8_t id[TANDEM_ID_BYTES]);
+
+/* Takes up a request by its id: one that another client submitted, perhaps another process, with the same key and to
+ * this server, and left or lost there not longer ago than the server's resume window. `offsets` holds for each choice
+ * how many of its ids are there already (n_offsets of them, at most 128; those that are missing are 0; NULL for none):
+ * the choice's first piece begins behind them, with the text behind theirs.
+ *
+ * The stream is as any other one: freeing it before its end cancels the request. A stream that holds the request fails
+ * with 4004, SUPERSEDED. This one fails with 4002 when the server does not know the request, 4003 when it has forgotten
+ * it, 2001 when it has fewer ids than an offset says. A choice whose offset is not 0 is given out without a check of
+ * DONE's checksum, which is over all its ids. Nothing is sent before the next call that may wait or
+ * tandem_client_process. TANDEM_MISUSE, TANDEM_NO_MEMORY; *stream is NULL then. */
+TANDEM_API int tandem_resume(struct tandem_client *client, const uint8_t id[TANDEM_ID_BYTES], const uint64_t *offsets,
+                             size_t n_offsets, struct tandem_stream **stream);
+
 enum tandem_finish {
     TANDEM_FINISH_NONE = 0, /* the choice goes on */
     TANDEM_FINISH_STOP = 1,
@@ -205,6 +226,11 @@ TANDEM_API void tandem_stream_cancel(struct tandem_stream *stream);
 
 /* Frees a stream; an answer that had not ended is cancelled. NULL is nothing. */
 TANDEM_API void tandem_stream_free(struct tandem_stream *stream);
+
+/* Frees a stream and leaves its request to whoever takes it up with tandem_resume: it goes on, and is kept for the
+ * server's resume window after its end or after the loss of the connection, whichever is first. A request of which no
+ * event came may not have reached the server. NULL is nothing. */
+TANDEM_API void tandem_stream_leave(struct tandem_stream *stream);
 
 struct tandem_error {
     int code;                /* what the stream's calls return */
@@ -260,6 +286,29 @@ TANDEM_API int tandem_client_process(struct tandem_client *client);
 
 /* Connections that were lost and made again so far. */
 TANDEM_API uint64_t tandem_client_reconnects(const struct tandem_client *client);
+
+/* ---- how a server stands */
+
+struct tandem_status {
+    size_t size;            /* sizeof(struct tandem_status), set by the caller */
+    const char *server;     /* the one of the options' that answered; lives as long as the client */
+    uint32_t running;       /* sequences that are computed */
+    uint32_t waiting;       /* sequences in the queue, which refuses more than `queue_max` */
+    uint32_t queue_max;     /* of all replicas together */
+    float kv_used;          /* share of the KV cache in use, 0 to 1 */
+    uint32_t replicas;      /* copies of the model ... */
+    uint32_t replicas_up;   /* ... and those of which all workers are there */
+    bool draining;          /* it is about to end and takes no new requests */
+    uint32_t requests;      /* of this protocol that it holds, ended ones that were not acknowledged among them */
+    uint32_t max_model_len; /* tokens of prompt and answer together; 0: not said */
+    char model[256];        /* its name, as far as it fits */
+};
+
+/* Asks the server that the client is connected to, or the first one that it reaches, waiting up to `timeout_ms` for the
+ * answer (0: not at all; TANDEM_FOREVER). TANDEM_OK; TANDEM_AGAIN when no answer came in time: the question stands, and
+ * a later call takes its answer; TANDEM_UNREACHABLE; TANDEM_MISUSE; or why the server turned the client away, 4001 for
+ * its key. While it waits it serves the client's streams. */
+TANDEM_API int tandem_client_status(struct tandem_client *client, int timeout_ms, struct tandem_status *status);
 
 #ifdef __cplusplus
 }
