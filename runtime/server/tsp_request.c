@@ -92,8 +92,11 @@ void tsp_request_fail(struct tsp_request *request, enum tsp_code code, const cha
 void tsp_request_finished(struct tsp_request *request) {
     request->state = TSP_ENDED;
     request->until_ms = window_end(request);
-    histogram_observe(&request->server->metrics.e2e, (double)(clock_now_ns() - request->arrival_ns) / 1e9);
-    histogram_observe(&request->server->metrics.prompt_tokens, request->prompt_tokens);
+    if (!request->observed) {
+        request->observed = true;
+        histogram_observe(&request->server->metrics.e2e, (double)(clock_now_ns() - request->arrival_ns) / 1e9);
+        histogram_observe(&request->server->metrics.prompt_tokens, request->prompt_tokens);
+    }
 }
 
 /* ---- delivery */

@@ -73,6 +73,7 @@ struct tsp_request {
     bool cancelled;            /* by its client */
     bool known;                /* it was there when the stream that holds it came */
     bool remembered;           /* it ran: its id is kept when it is forgotten */
+    bool observed;             /* its end was counted; it may be delivered again */
     struct tsp_stream *stream; /* NULL: no connection holds it */
     uint64_t until_ms;         /* when it is forgotten; 0: not by time */
     uint64_t arrival_ns, deadline_ns;

@@ -293,6 +293,7 @@ TEST(a_cancelled_answer_ends_in_the_same_place_for_every_stream) {
     tsp_client_resume(&client, 1, 7, told[0]);
     read_cancelled(&client, 1, again);
     EXPECT(again[0] == told[0] && again[1] == told[1]);
+    EXPECT_EQ(rig_metric(&rig, "vllm:e2e_request_latency_seconds_count{"), 1);
     tsp_client_say(&client, TSP_ACK, 1);
     expect_clean(&rig);
     tsp_client_close(&client);
