@@ -71,7 +71,7 @@ static size_t logits_bytes(const struct scale *scale) {
 static size_t operand_bytes(const struct scale *scale) {
     size_t most = logits_bytes(scale);
     for (int i = 0; i < MODELS; i++) {
-        size_t wide = (size_t)2 * models[i].ffn * scale->prefill * sizeof(float);
+        size_t wide = (size_t)3 * models[i].ffn * scale->prefill * sizeof(float);
         most = wide > most ? wide : most;
     }
     return most;
@@ -131,7 +131,7 @@ static const struct arg_spec specs[] = {
     [BACKEND] = {"--backend", "NAME", "cuda or cpu (default cpu)"},
     [MODEL] = {"--model", "NAME", "only the shapes of this model"},
     [TP] = {"--tp", "N,N", "ranks that share the model (default 1)"},
-    [ONLY] = {"--only", "OP", "gemm, rmsnorm, swiglu, attention, rope_kv, argmax or sample"},
+    [ONLY] = {"--only", "OP", "gemm, gemm_swiglu, rmsnorm, swiglu, attention, rope_kv, argmax or sample"},
     [THREADS] = {"--threads", "N", "cpu: compute threads (default: one per core)"},
     [ISA] = {"--isa", "NAME", "cpu: c, avx2 or avx512"},
     [SPIN] = {"--spin", "0|1", "cpu: threads spin for work (default 1)"},

@@ -108,7 +108,18 @@ static enum status enqueue_gemm(struct bench *bench, const void *context, uint32
     return bench->ops->gemm(bench->stream, &args);
 }
 
-static void bench_product(struct bench *bench, const char *name, uint32_t m, uint32_t n, uint32_t k, enum dtype out) {
+/* The outputs lie behind the product's. */
+static enum status enqueue_gemm_swiglu(struct bench *bench, const void *context, uint32_t i) {
+    const struct gemm_context *gemm = context;
+    struct op_gemm_swiglu args = {.gemm = gemm->args};
+    size_t copies = bench->scale->weight_bytes / gemm->weight_bytes;
+    args.gemm.weight.data = bench->weights + i % copies * gemm->weight_bytes;
+    args.out = (char *)args.gemm.out + (size_t)args.gemm.m * args.gemm.out_stride * dtype_bytes(args.gemm.out_dtype);
+    return bench->ops->gemm_swiglu(bench->stream, &args);
+}
+
+static void bench_product(struct bench *bench, const char *name, uint32_t m, uint32_t n, uint32_t k, enum dtype out,
+                          bool swiglu) {
     struct gemm_context context = {.args = {.weight = {.format = DTYPE_BF16, .n = n, .k = k, .data = bench->weights},
                                             .x = bench->x,
                                             .x_dtype = bench->act,
@@ -118,11 +129,13 @@ static void bench_product(struct bench *bench, const char *name, uint32_t m, uin
                                             .out_stride = n,
                                             .m = m},
                                    .weight_bytes = (size_t)n * k * 2};
-    struct work work = {.op = "gemm", .enqueue = enqueue_gemm, .context = &context};
+    struct work work = {.op = swiglu ? "gemm_swiglu" : "gemm",
+                        .enqueue = swiglu ? enqueue_gemm_swiglu : enqueue_gemm,
+                        .context = &context};
     CHECK(context.weight_bytes <= bench->scale->weight_bytes, "%s of %u x %u is too large", name, n, k);
     snprintf(work.shape, sizeof work.shape, "%s M=%u N=%u K=%u", name, m, n, k);
     work.bytes = (double)context.weight_bytes + (double)m * k * (double)dtype_bytes(bench->act) +
-                 (double)m * n * (double)dtype_bytes(out);
+                 (double)m * (swiglu ? n / 2 : n) * (double)dtype_bytes(out);
     work.flops = 2.0 * m * n * k;
     measure(bench, &work);
 }
@@ -131,12 +144,12 @@ void bench_products(struct bench *bench, const struct model_shape *shape) {
     uint32_t heads = (shape->q_heads + 2 * shape->kv_heads) / bench->tp;
     uint32_t ffn = shape->ffn / bench->tp;
     for (const uint32_t *m = bench->scale->rows; *m != 0; m++) {
-        bench_product(bench, "qkv", *m, heads * shape->head_dim, shape->hidden, bench->act);
-        bench_product(bench, "o", *m, shape->hidden, shape->q_heads / bench->tp * shape->head_dim, bench->delta);
-        bench_product(bench, "gate_up", *m, 2 * ffn, shape->hidden, bench->act);
-        bench_product(bench, "down", *m, shape->hidden, ffn, bench->delta);
+        bench_product(bench, "qkv", *m, heads * shape->head_dim, shape->hidden, bench->act, false);
+        bench_product(bench, "o", *m, shape->hidden, shape->q_heads / bench->tp * shape->head_dim, bench->delta, false);
+        bench_product(bench, "gate_up", *m, 2 * ffn, shape->hidden, bench->act, true);
+        bench_product(bench, "down", *m, shape->hidden, ffn, bench->delta, false);
         if (*m <= bench->scale->head_rows) {
-            bench_product(bench, "head", *m, shape->vocab / bench->tp, shape->hidden, DTYPE_F32);
+            bench_product(bench, "head", *m, shape->vocab / bench->tp, shape->hidden, DTYPE_F32, false);
         }
     }
 }

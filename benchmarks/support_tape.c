@@ -13,8 +13,8 @@
 /* clang-format off */
 /* X(op) of every math op that a forward pass may ask for. */
 #define MATH_OPS(X)                                                                                   \
-    X(batch_prepare) X(embed) X(rmsnorm) X(gemm) X(rope_kv) X(attention) X(swiglu) X(gather_rows)     \
-    X(copy_2d) X(argmax) X(argmax_merge) X(sample) X(commit)
+    X(batch_prepare) X(embed) X(rmsnorm) X(gemm) X(rope_kv) X(attention) X(gemm_swiglu)               \
+    X(gather_rows) X(copy_2d) X(argmax) X(argmax_merge) X(sample) X(commit)
 /* clang-format on */
 
 enum op {
@@ -136,6 +136,15 @@ static const char *product_name(const struct model *model, const struct weight *
     return "gemm";
 }
 
+/* The product that the entry is; NULL: it is none. */
+static const struct op_gemm *product_of(const struct entry *entry) {
+    switch (entry->op) {
+    case OP_gemm: return &entry->args.gemm;
+    case OP_gemm_swiglu: return &entry->args.gemm_swiglu.gemm;
+    default: return NULL;
+    }
+}
+
 static const char *kind_name(const struct tape *tape, const struct entry *entry) {
     static const char *const names[] = {
 #define MEMBER(op) [OP_##op] = #op,
@@ -146,13 +155,14 @@ static const char *kind_name(const struct tape *tape, const struct entry *entry)
         [OP_all_to_all] = "all_to_all",
         [OP_all_reduce_add_rmsnorm] = "all_reduce_add_rmsnorm",
     };
-    return entry->op == OP_gemm ? product_name(tape->model, &entry->args.gemm.weight) : names[entry->op];
+    const struct op_gemm *product = product_of(entry);
+    return product != NULL ? product_name(tape->model, &product->weight) : names[entry->op];
 }
 
 static double bytes_of(const struct tape *tape, const struct entry *entry) {
-    if (entry->op == OP_gemm) {
-        const struct weight *weight = &entry->args.gemm.weight;
-        return (double)weight->n * weight->k * (double)dtype_bytes(weight->format);
+    const struct op_gemm *product = product_of(entry);
+    if (product != NULL) {
+        return (double)product->weight.n * product->weight.k * (double)dtype_bytes(product->weight.format);
     }
     if (entry->op == OP_attention) {
         const struct kv_layout *kv = &entry->args.attention.kv;
@@ -162,9 +172,9 @@ static double bytes_of(const struct tape *tape, const struct entry *entry) {
 }
 
 static double flops_of(const struct tape *tape, const struct entry *entry) {
-    if (entry->op == OP_gemm) {
-        const struct op_gemm *args = &entry->args.gemm;
-        return 2.0 * args->m * args->weight.n * args->weight.k;
+    const struct op_gemm *product = product_of(entry);
+    if (product != NULL) {
+        return 2.0 * product->m * product->weight.n * product->weight.k;
     }
     if (entry->op == OP_attention) {
         const struct op_attention *args = &entry->args.attention;

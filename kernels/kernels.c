@@ -20,6 +20,7 @@
     X(backend, rope_kv, args->n_tokens > 0)                                                           \
     X(backend, attention, args->n_tokens > 0)                                                         \
     X(backend, swiglu, args->n_tokens > 0)                                                            \
+    X(backend, gemm_swiglu, args->gemm.m > 0)                                                         \
     X(backend, gather_rows, args->n_rows > 0)                                                         \
     X(backend, copy_2d, args->width > 0 && args->height > 0)                                          \
     X(backend, random, args->n_rows > 0 && args->n_columns > 0)                                       \

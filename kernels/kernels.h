@@ -34,6 +34,9 @@ struct kernel_device_config {
     uint32_t threads; /* cpu: compute threads of this rank, >= 1 */
     int first_cpu;    /* cpu: threads are pinned to first_cpu, first_cpu + 1, ...; -1 leaves them free */
     bool spin;        /* cpu: threads spin for work; right only while all ranks' threads fit the free cores */
+    /* cuda: a row's bits depend on its own tokens alone, whatever the batch and the chunks, as they always do on the
+     * cpu backend; products of many rows and attention of few take longer then. */
+    bool deterministic;
 };
 
 /* Weights of one matrix, y = x W^T: N rows (outputs) of K columns (inputs), row-major. */
@@ -196,6 +199,13 @@ struct op_swiglu {
     uint32_t n_columns; /* F */
 };
 
+/* gemm and swiglu in one: out[m][f] = silu(y[m][f]) * y[m][F + f], where y is what `gemm` says and N is 2 F. Whether y
+ * is rounded to its format on the way is the backend's choice. */
+struct op_gemm_swiglu {
+    struct op_gemm gemm; /* its out [M][2 F], rows not apart, is room for y; what it holds afterwards means nothing */
+    void *out;           /* [M][F] in gemm.out_dtype */
+};
+
 /* out[i] = x[index[i]], rows of `row_bytes`. */
 struct op_gather_rows {
     const void *x;
@@ -335,6 +345,7 @@ struct kernel_ops {
     enum status (*rope_kv)(struct kernel_stream *stream, const struct op_rope_kv *args);
     enum status (*attention)(struct kernel_stream *stream, const struct op_attention *args);
     enum status (*swiglu)(struct kernel_stream *stream, const struct op_swiglu *args);
+    enum status (*gemm_swiglu)(struct kernel_stream *stream, const struct op_gemm_swiglu *args);
     enum status (*gather_rows)(struct kernel_stream *stream, const struct op_gather_rows *args);
     enum status (*copy_2d)(struct kernel_stream *stream, const struct op_copy_2d *args);
     enum status (*random)(struct kernel_stream *stream, const struct op_random *args);

@@ -176,6 +176,15 @@ void check_swiglu(const struct op_swiglu *args) {
     CHECK(args->out != args->gate_up, "%s: out overlaps gate_up", op);
 }
 
+void check_gemm_swiglu(const struct op_gemm_swiglu *args) {
+    const char *op = "gemm_swiglu";
+    check_gemm(&args->gemm);
+    check_tensor(op, "out", args->out, args->gemm.out_dtype);
+    CHECK(args->gemm.weight.n % 2 == 0, "%s: weight.n is %u, odd", op, args->gemm.weight.n);
+    CHECK(args->gemm.out_stride == args->gemm.weight.n, "%s: gemm.out_stride is %zu for rows of %u", op,
+          args->gemm.out_stride, args->gemm.weight.n);
+}
+
 void check_gather_rows(const struct op_gather_rows *args) {
     const char *op = "gather_rows";
     CHECK(args->row_bytes > 0, "%s: row_bytes is 0", op);

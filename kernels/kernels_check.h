@@ -13,6 +13,7 @@ void check_gemm(const struct op_gemm *args);
 void check_rope_kv(const struct op_rope_kv *args);
 void check_attention(const struct op_attention *args);
 void check_swiglu(const struct op_swiglu *args);
+void check_gemm_swiglu(const struct op_gemm_swiglu *args);
 void check_gather_rows(const struct op_gather_rows *args);
 void check_copy_2d(const struct op_copy_2d *args);
 void check_random(const struct op_random *args);

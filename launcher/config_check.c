@@ -128,6 +128,16 @@ static enum status check_devices(const struct config *config) {
     return STATUS_OK;
 }
 
+/* A sum over two cards has one order; NCCL chooses that of more by the sum's size. */
+static enum status check_deterministic(const struct config *config) {
+    if (config->deterministic && strcmp(config->backend, "cuda") == 0 && config->tp > 2) {
+        return config_fail_key(
+            config, "deterministic", STATUS_INVALID,
+            "sums over tp %u cards are in no fixed order; set tp to 1 or 2, or deterministic to false", config->tp);
+    }
+    return STATUS_OK;
+}
+
 static enum status check_engine(const struct config *config) {
     uint32_t block = config->engine.block_size;
     if ((block & (block - 1)) != 0) {
@@ -180,6 +190,7 @@ enum status config_finish(struct config *config) {
     TRY(check_model(config));
     TRY(check_tokenizer(config));
     TRY(check_devices(config));
+    TRY(check_deterministic(config));
     TRY(check_engine(config));
     return check_listeners(config);
 }

@@ -83,7 +83,10 @@ const struct config_key config_keys[] = {
      .type = CONFIG_BOOL,
      .offset = AT(deterministic),
      .preset = "false",
-     .help = "Choose kernels whose result does not depend on a request's neighbours. The cpu backend always does."},
+     .help =
+         "Choose kernels by which an answer depends neither on a request's neighbours nor on how its prompt was cut "
+         "or cached; on cards long prompts take several times as long then, and tp is at most 2. The cpu backend "
+         "always does."},
     {.name = "drain_timeout",
      .type = CONFIG_UINT,
      .offset = AT(drain_timeout_s),

@@ -20,6 +20,7 @@ enum status cpu_gemm(struct kernel_stream *stream, const struct op_gemm *args);
 enum status cpu_rope_kv(struct kernel_stream *stream, const struct op_rope_kv *args);
 enum status cpu_attention(struct kernel_stream *stream, const struct op_attention *args);
 enum status cpu_swiglu(struct kernel_stream *stream, const struct op_swiglu *args);
+enum status cpu_gemm_swiglu(struct kernel_stream *stream, const struct op_gemm_swiglu *args);
 enum status cpu_gather_rows(struct kernel_stream *stream, const struct op_gather_rows *args);
 enum status cpu_copy_2d(struct kernel_stream *stream, const struct op_copy_2d *args);
 enum status cpu_random(struct kernel_stream *stream, const struct op_random *args);

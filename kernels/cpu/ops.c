@@ -51,6 +51,7 @@ const struct kernel_ops cpu_kernel_ops = {
     .rope_kv = cpu_rope_kv,
     .attention = cpu_attention,
     .swiglu = cpu_swiglu,
+    .gemm_swiglu = cpu_gemm_swiglu,
     .gather_rows = cpu_gather_rows,
     .copy_2d = cpu_copy_2d,
     .random = cpu_random,

@@ -35,3 +35,13 @@ enum status cpu_swiglu(struct kernel_stream *stream, const struct op_swiglu *arg
     cpu_enqueue(stream, swiglu_run, args, sizeof *args);
     return STATUS_OK;
 }
+
+enum status cpu_gemm_swiglu(struct kernel_stream *stream, const struct op_gemm_swiglu *args) {
+    const struct op_swiglu swiglu = {.gate_up = args->gemm.out,
+                                     .out = args->out,
+                                     .dtype = args->gemm.out_dtype,
+                                     .n_tokens = args->gemm.m,
+                                     .n_columns = args->gemm.weight.n / 2};
+    TRY(cpu_gemm(stream, &args->gemm));
+    return cpu_swiglu(stream, &swiglu);
+}

@@ -356,6 +356,7 @@ static struct attention_task make_task(const struct op_attention *args) {
         .kv_dtype = args->kv.dtype,
         .scale = args->scale * LOG2_E,
         .max_kv_len = args->max_kv_len,
+        .min_tokens = 2,
         .n_splits = 1,
         .min_split = SPLIT_UNIT,
         .n_shares = 1,
@@ -389,6 +390,10 @@ static enum status decode(struct kernel_stream *stream, struct attention_task *t
 enum status cuda_attention(struct kernel_stream *stream, const struct op_attention *args) {
     struct attention_task task = make_task(args);
     lay_out(&task, args->workspace);
+    if (stream->device->deterministic) {
+        task.min_tokens = 1;
+        return prefill(stream, &task);
+    }
     if (task.n_tokens > task.n_rows) {
         TRY(prefill(stream, &task));
     }

@@ -3,11 +3,15 @@
  * The host knows only bounds, and a graph is replayed with other rows, so blocks find their work on the device. Rows
  * of one token (decode) are cut along the KV positions in multiples of SPLIT_UNIT, whose results are merged in order;
  * rows of more tokens (prefill) are cut into tiles of tokens, each with the whole KV range of its own. The two are
- * kernels apart: neither pays for the other's shape. Softmax is in powers of two: log2(e) is part of `scale`. */
+ * kernels apart: neither pays for the other's shape. Softmax is in powers of two: log2(e) is part of `scale`.
+ *
+ * A token's bits out of prefill depend on its own row's positions alone: tiles of positions begin at fixed multiples,
+ * and what lies beyond the token's own position has weight zero. A deterministic device gives decode rows to it too. */
 #ifndef TANDEM_KERNELS_CUDA_ATTENTION_CUH
 #define TANDEM_KERNELS_CUDA_ATTENTION_CUH
 
 #include <math_constants.h>
+#include <type_traits>
 
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/element.cuh"
@@ -37,6 +41,7 @@ struct attention_task {
     enum dtype kv_dtype;
     float scale;         /* of scores, times log2(e) */
     uint32_t max_kv_len; /* bound on row_kv_len */
+    uint32_t min_tokens; /* of a row that prefill takes: 2, or 1 where it takes all */
     uint32_t n_splits;   /* of a row's positions, at most; 1 writes to `out` at once */
     uint32_t min_split;  /* positions in a split, at least; a multiple of SPLIT_UNIT */
     uint32_t n_shares;   /* blocks that take equal shares of all rows' positions, where rows are not cut by splits */
@@ -56,10 +61,21 @@ struct attention_work {
     const uint32_t *blocks; /* of the row's slot */
 };
 
-/* Prefill kernels' grids: rows of more than one token, each with at most one tile that is not full. */
+/* Prefill kernels' grids: the rows that they take have each at most one tile that is not full. */
 static inline uint32_t attention_max_tiles(const struct attention_task *task, uint32_t tile_tokens) {
     uint32_t more = task->n_tokens - task->n_rows;
-    return (more < task->n_rows ? more : task->n_rows) + more / tile_tokens;
+    uint32_t rows = more < task->n_rows && task->min_tokens > 1 ? more : task->n_rows;
+    return rows + more / tile_tokens;
+}
+
+/* launch(T{}, the head size as a constant) for the task's 16-bit format T and a head size of 64 or 128. */
+template <typename F> static inline enum status for_head(const struct attention_task *task, F launch) {
+    const std::integral_constant<int, 64> narrow = {};
+    const std::integral_constant<int, 128> wide = {};
+    if (task->dtype == DTYPE_BF16) {
+        return task->head_dim == 64 ? launch(bf16{}, narrow) : launch(bf16{}, wide);
+    }
+    return task->head_dim == 64 ? launch(f16{}, narrow) : launch(f16{}, wide);
 }
 
 /* Kernels for tensor cores, from sm_80 on. Decode needs shared memory for what it knows of the rows. */
@@ -109,7 +125,7 @@ __device__ __forceinline__ bool find_tile(const struct attention_task &task, uin
     for (uint32_t first_row = 0; first_row < task.n_rows; first_row += 32) {
         uint32_t row = first_row + lane;
         uint32_t n_tokens = row < task.n_rows ? task.row_start[row + 1] - task.row_start[row] : 0;
-        uint32_t n_tiles = n_tokens > 1 ? (n_tokens + tile_tokens - 1) / tile_tokens : 0;
+        uint32_t n_tiles = n_tokens >= task.min_tokens ? (n_tokens + tile_tokens - 1) / tile_tokens : 0;
         uint32_t end = n_tiles; /* becomes the sum up to this row */
 #pragma unroll
         for (uint32_t distance = 1; distance < 32; distance *= 2) {

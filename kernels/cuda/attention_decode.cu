@@ -256,8 +256,5 @@ template <typename T, int D> static enum status launch(struct kernel_stream *str
 }
 
 enum status attention_tensor_decode(struct kernel_stream *stream, const struct attention_task *task) {
-    if (task->dtype == DTYPE_BF16) {
-        return task->head_dim == 64 ? launch<bf16, 64>(stream, *task) : launch<bf16, 128>(stream, *task);
-    }
-    return task->head_dim == 64 ? launch<f16, 64>(stream, *task) : launch<f16, 128>(stream, *task);
+    return for_head(task, [&](auto type, auto dim) { return launch<decltype(type), dim.value>(stream, *task); });
 }

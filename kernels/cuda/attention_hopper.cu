@@ -9,6 +9,7 @@
 #include "kernels/cuda/hopper.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/mma.cuh"
+#include "kernels/cuda/tensor_map.h"
 
 #define GROUPS 2       /* warpgroups that multiply */
 #define GROUP_ROWS 64u /* tokens of each */
@@ -202,7 +203,7 @@ __device__ __forceinline__ void hopper_softmax(hopper_state<D> &state, float sca
         base[i] = MASK && max[i] == -CUDART_INF_F ? 0.0f : max[i] * scale;
         rescale[i] = power_of_two(fmaf(state.max[i], scale, -base[i]));
         state.max[i] = max[i];
-        state.sum[i] *= rescale[i];
+        state.sum[i] = __fmul_rn(state.sum[i], rescale[i]); /* not fused with an addition: MASK must not change bits */
     }
 #pragma unroll
     for (uint32_t j = 0; j < KEYS / 2; j++) {
@@ -362,7 +363,7 @@ __device__ __forceinline__ void hopper_prefill(const struct attention_task &task
             barrier_init(at.k_empty, MULTIPLIERS / 32);
             barrier_init(at.v_empty, MULTIPLIERS / 32);
         }
-        barrier_init_fence();
+        barriers_ready();
         prefetch_map(map);
     }
     __syncthreads();
@@ -402,48 +403,17 @@ __global__ void __launch_bounds__(THREADS_BOUND, 1)
 
 /* ---- host */
 
-typedef CUresult (*encode_function)(CUtensorMap *map, CUtensorMapDataType type, cuuint32_t rank, void *address,
-                                    const cuuint64_t *dims, const cuuint64_t *strides, const cuuint32_t *box,
-                                    const cuuint32_t *element_strides, CUtensorMapInterleave interleave,
-                                    CUtensorMapSwizzle swizzle, CUtensorMapL2promotion promotion,
-                                    CUtensorMapFloatOOBfill fill);
-
-/* The driver's cuTensorMapEncodeTiled; NULL when there is none. */
-static encode_function find_encode(void) {
-    void *function = NULL;
-    cudaDriverEntryPointQueryResult result = cudaDriverEntryPointSymbolNotFound;
-#if CUDART_VERSION >= 12050
-    cudaError_t error =
-        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &result);
-#else
-    cudaError_t error = cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &function, cudaEnableDefault, &result);
-#endif
-    return error == cudaSuccess && result == cudaDriverEntryPointSuccess ? (encode_function)function : NULL;
-}
-
-static encode_function encode(void) {
-    static const encode_function found = find_encode();
-    return found;
-}
-
 /* The cache as groups of eight rows. A box is a run of a block's positions as hopper.cuh wants it: of each group the
  * first 64 elements of its rows, then the next. */
 static enum status map_cache(const struct attention_task *task, CUtensorMap *map) {
-    cuuint64_t row_bytes = task->head_dim * 2;
+    uint64_t row_bytes = task->head_dim * 2;
     uint64_t groups = (uint64_t)task->n_blocks * 2 * task->n_kv_heads * task->block_size / 8;
-    const cuuint64_t dims[4] = {64, 8, task->head_dim / 64, groups};
-    const cuuint64_t strides[3] = {row_bytes, 128, 8 * row_bytes};
-    const cuuint32_t box[4] = {64, 8, task->head_dim / 64, (task->block_size < KEYS ? task->block_size : KEYS) / 8};
-    const cuuint32_t ones[4] = {1, 1, 1, 1};
-    CUtensorMapDataType type =
-        task->dtype == DTYPE_BF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
-    CUresult result =
-        encode()(map, type, 4, (void *)task->cache, dims, strides, box, ones, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                 CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-    if (result != CUDA_SUCCESS) {
-        FAIL(STATUS_INTERNAL, "attention: cuTensorMapEncodeTiled: error %d", (int)result);
-    }
-    return STATUS_OK;
+    uint32_t run = task->block_size < KEYS ? task->block_size : KEYS;
+    const struct tensor_shape shape = {4,
+                                       {64, 8, task->head_dim / 64, groups},
+                                       {row_bytes, 128, 8 * row_bytes},
+                                       {64, 8, task->head_dim / 64, run / 8}};
+    return tensor_map_make("attention", task->cache, task->dtype, &shape, map);
 }
 
 template <typename T, int D>
@@ -469,17 +439,14 @@ bool attention_hopper_takes(const struct kernel_device *device, const struct att
     if (device->arch != 90) {
         return false;
     }
-    static const bool usable = has_code() && encode() != NULL;
+    static const bool usable = has_code() && tensor_maps_usable();
     return usable && task->dtype == task->kv_dtype && task->dtype != DTYPE_F32 &&
            (task->head_dim == 64 || task->head_dim == 128) && task->block_size >= 16 &&
            (uintptr_t)task->qkv % 16 == 0 && (uintptr_t)task->out % 16 == 0 && (uintptr_t)task->cache % 16 == 0;
 }
 
 enum status attention_hopper_prefill(struct kernel_stream *stream, const struct attention_task *task) {
-    if (task->dtype == DTYPE_BF16) {
-        return task->head_dim == 64 ? launch<bf16, 64>(stream, task) : launch<bf16, 128>(stream, task);
-    }
-    return task->head_dim == 64 ? launch<f16, 64>(stream, task) : launch<f16, 128>(stream, task);
+    return for_head(task, [&](auto type, auto dim) { return launch<decltype(type), dim.value>(stream, task); });
 }
 
 #else

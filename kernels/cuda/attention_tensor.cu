@@ -139,8 +139,5 @@ static enum status launch(struct kernel_stream *stream, const struct attention_t
 }
 
 enum status attention_tensor_prefill(struct kernel_stream *stream, const struct attention_task *task) {
-    if (task->dtype == DTYPE_BF16) {
-        return task->head_dim == 64 ? launch<bf16, 64>(stream, task) : launch<bf16, 128>(stream, task);
-    }
-    return task->head_dim == 64 ? launch<f16, 64>(stream, task) : launch<f16, 128>(stream, task);
+    return for_head(task, [&](auto type, auto dim) { return launch<decltype(type), dim.value>(stream, task); });
 }

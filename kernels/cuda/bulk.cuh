@@ -1,9 +1,9 @@
-/* Copies of boxes of a tensor to shared memory, and the barriers that tell of their arrival; sm_90 and later. Addresses
- * of shared memory are 32-bit shared addresses (shared_address). */
+/* Copies of boxes of a tensor to shared memory by the copy engine, and the barriers that tell of their arrival; sm_90
+ * and later. Addresses of shared memory are 32-bit shared addresses (shared_address); a `map` is a CUtensorMap. */
 #ifndef TANDEM_KERNELS_CUDA_BULK_CUH
 #define TANDEM_KERNELS_CUDA_BULK_CUH
 
-#include <cuda.h>
+#include <cuda_runtime.h>
 #include <stdint.h>
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
@@ -63,14 +63,27 @@ __device__ __forceinline__ uint64_t cache_policy_keep(void) {
     return policy;
 }
 
-/* Starts the copy of the box at (x, y, z) of the tensor that `map` tells of. */
-__device__ __forceinline__ void copy_box(uint32_t shared, const CUtensorMap *map, uint32_t x, uint32_t y, uint32_t z,
+/* Starts the copy of the box at (0, row, 0, group, z) of the tensor that `map` tells of. */
+__device__ __forceinline__ void copy_box(uint32_t shared, const void *map, uint32_t row, uint32_t group, uint32_t z,
                                          uint32_t barrier, uint64_t policy) {
-    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
-                 "[%1, {%2, %3, %4}], [%5], %6;"
+    asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
+                 "[%1, {%2, %3, %2, %4, %5}], [%6], %7;"
                  :
-                 : "r"(shared), "l"(map), "r"(x), "r"(y), "r"(z), "r"(barrier), "l"(policy)
+                 : "r"(shared), "l"(map), "r"(0), "r"(row), "r"(group), "r"(z), "r"(barrier), "l"(policy)
                  : "memory");
+}
+
+__device__ __forceinline__ void prefetch_map(const void *map) {
+    asm volatile("prefetch.tensormap [%0];" : : "l"(map) : "memory");
+}
+
+/* A barrier of `threads` threads of the block; 0 is __syncthreads'. */
+__device__ __forceinline__ void named_sync(uint32_t id, uint32_t threads) {
+    asm volatile("bar.sync %0, %1;" : : "r"(id), "r"(threads) : "memory");
+}
+
+__device__ __forceinline__ void named_arrive(uint32_t id, uint32_t threads) {
+    asm volatile("bar.arrive %0, %1;" : : "r"(id), "r"(threads) : "memory");
 }
 
 #endif

@@ -100,6 +100,5 @@ void cuda_blas_close(struct kernel_stream *stream) {
 }
 
 size_t cuda_stream_bytes(struct kernel_device *device) {
-    (void)device;
-    return CUBLAS_WORKSPACE_BYTES + CUBLAS_HANDLE_BYTES;
+    return CUBLAS_WORKSPACE_BYTES + CUBLAS_HANDLE_BYTES + cuda_gemm_scratch_bytes(device);
 }

@@ -16,6 +16,7 @@ struct kernel_device {
     int code_arch;     /* what the code that runs on it was compiled for: at most arch */
     int n_processors;  /* streaming multiprocessors */
     size_t max_shared; /* bytes of shared memory that one block may ask for */
+    bool deterministic;
     const struct cublas_calls *cublas;
 };
 
@@ -24,7 +25,7 @@ struct kernel_stream {
     cudaStream_t stream;
     void *cublas;               /* cublasHandle_t of this stream, bound to it and to the workspace below */
     void *cublas_workspace;     /* device memory; fixed, so that graphs may hold it */
-    void *gemm_scratch;         /* device memory of gemm_ring.cu; fixed as well, one product at a time */
+    void *gemm_scratch;         /* device memory of gemm_ring.cuh; fixed as well, one product at a time */
     struct host_call *captured; /* host calls of the graph being recorded (stream.cu) */
 };
 

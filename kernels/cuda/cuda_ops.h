@@ -45,7 +45,8 @@ enum status cuda_blas_open(struct kernel_stream *stream);
 void cuda_blas_close(struct kernel_stream *stream);
 size_t cuda_stream_bytes(struct kernel_device *device);
 
-/* ---- gemm_ring.cu: the stream's scratch memory for matrix products */
+/* ---- gemm.cu: the stream's scratch memory for matrix products */
+size_t cuda_gemm_scratch_bytes(const struct kernel_device *device); /* NULL: what no device's is above */
 enum status cuda_gemm_open(struct kernel_stream *stream);
 void cuda_gemm_close(struct kernel_stream *stream);
 
@@ -61,6 +62,7 @@ enum status cuda_gemm(struct kernel_stream *stream, const struct op_gemm *args);
 enum status cuda_rope_kv(struct kernel_stream *stream, const struct op_rope_kv *args);
 enum status cuda_attention(struct kernel_stream *stream, const struct op_attention *args);
 enum status cuda_swiglu(struct kernel_stream *stream, const struct op_swiglu *args);
+enum status cuda_gemm_swiglu(struct kernel_stream *stream, const struct op_gemm_swiglu *args);
 enum status cuda_gather_rows(struct kernel_stream *stream, const struct op_gather_rows *args);
 enum status cuda_copy_2d(struct kernel_stream *stream, const struct op_copy_2d *args);
 enum status cuda_random(struct kernel_stream *stream, const struct op_random *args);

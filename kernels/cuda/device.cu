@@ -58,6 +58,7 @@ enum status cuda_open(const struct kernel_device_config *config, struct kernel_d
     struct kernel_device *device = (struct kernel_device *)xcalloc(1, sizeof *device);
     device->ordinal = config->ordinal;
     device->arch = card.arch;
+    device->deterministic = config->deterministic;
     status = describe(device);
     if (status != STATUS_OK) {
         free(device);

@@ -69,6 +69,10 @@ __device__ __forceinline__ void store_element(void *data, enum dtype dtype, size
     }
 }
 
+__device__ __forceinline__ float silu(float value) {
+    return value / (1.0f + expf(-value));
+}
+
 /* The two elements of a 32-bit word, the lower half first. */
 __device__ __forceinline__ float2 widen_pair(bf16, uint32_t word) {
     return make_float2(__uint_as_float(word << 16), __uint_as_float(word & 0xffff0000u));

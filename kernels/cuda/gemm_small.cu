@@ -150,8 +150,8 @@ static bool aligned(const void *data, size_t stride, enum dtype dtype) {
     return (uintptr_t)data % 16 == 0 && stride * dtype_bytes(dtype) % 16 == 0;
 }
 
-bool gemm_vector_takes(const struct gemm_task *task) {
-    if (task->m > 8 || task->k % 8 != 0 || !aligned(task->w, task->k, task->w_dtype) ||
+bool gemm_vector_takes(const struct kernel_device *, const struct gemm_task *task) {
+    if (task->m > GEMM_VECTOR_ROWS || task->k % 8 != 0 || !aligned(task->w, task->k, task->w_dtype) ||
         !aligned(task->x, task->m > 1 ? task->x_stride : 0, task->x_dtype)) {
         return false;
     }

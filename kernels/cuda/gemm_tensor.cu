@@ -136,7 +136,7 @@ bool mma_usable(const struct kernel_device *device) {
 
 bool gemm_tensor_takes(const struct kernel_device *device, const struct gemm_task *task) {
     size_t row_bytes = (task->m > 1 ? task->x_stride : 0) * dtype_bytes(task->x_dtype);
-    return mma_usable(device) && task->m <= MAX_TILES * 8 && task->w_dtype == task->x_dtype &&
+    return mma_usable(device) && task->m <= GEMM_TENSOR_ROWS && task->w_dtype == task->x_dtype &&
            task->w_dtype != DTYPE_F32 && task->k % 8 == 0 && row_bytes % 16 == 0 && (uintptr_t)task->w % 16 == 0 &&
            (uintptr_t)task->x % 16 == 0;
 }

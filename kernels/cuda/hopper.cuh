@@ -1,19 +1,13 @@
-/* Building blocks of sm_90a: mbarriers, tiles brought by the copy engine, and products of a warpgroup (wgmma).
+/* Building blocks of sm_90a: tiles brought by the copy engine, and products of a warpgroup (wgmma).
  *
  * Matrices lie in shared memory in 128-byte lines of 64 elements of 16 bits, eight lines (rows 8 i .. 8 i + 7) to a
  * group of 1,024 bytes that is aligned to its size. The 16-byte chunk c of row r lies at chunk c ^ (r % 8). */
 #ifndef TANDEM_KERNELS_CUDA_HOPPER_CUH
 #define TANDEM_KERNELS_CUDA_HOPPER_CUH
 
+#include "kernels/cuda/bulk.cuh"
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/element.cuh"
-
-#if CUDART_VERSION >= 12000
-#include <cuda.h> /* types alone: the driver's library is not linked */
-#define CUDA_HAS_TENSOR_MAPS 1
-#else
-#define CUDA_HAS_TENSOR_MAPS 0
-#endif
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define CUDA_HAS_WGMMA 1
@@ -25,51 +19,9 @@
 
 #if CUDA_HAS_WGMMA
 
-/* ---- mbarriers, by their addresses in shared memory */
-
-__device__ __forceinline__ void barrier_init(uint32_t barrier, uint32_t arrivals) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" : : "r"(barrier), "r"(arrivals) : "memory");
-}
-
-/* Makes the init visible to the copy engine. */
-__device__ __forceinline__ void barrier_init_fence(void) {
-    asm volatile("fence.mbarrier_init.release.cluster;" : : : "memory");
-}
-
-__device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" : : "r"(barrier) : "memory");
-}
-
-/* Arrives, and has the phase wait for `bytes` of copies too. */
-__device__ __forceinline__ void barrier_expect(uint32_t barrier, uint32_t bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" : : "r"(barrier), "r"(bytes) : "memory");
-}
-
-/* Waits for the end of the phase of that parity. */
-__device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {
-    asm volatile("{\n"
-                 ".reg .pred done;\n"
-                 "again:\n"
-                 "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-                 "@!done bra again;\n"
-                 "}\n"
-                 :
-                 : "r"(barrier), "r"(parity)
-                 : "memory");
-}
-
 /* What this thread wrote to shared memory can be read by the copy engine and the tensor cores. */
 __device__ __forceinline__ void fence_async(void) {
     asm volatile("fence.proxy.async.shared::cta;" : : : "memory");
-}
-
-/* A barrier of `threads` threads of the block; 0 is __syncthreads'. */
-__device__ __forceinline__ void named_sync(uint32_t id, uint32_t threads) {
-    asm volatile("bar.sync %0, %1;" : : "r"(id), "r"(threads) : "memory");
-}
-
-__device__ __forceinline__ void named_arrive(uint32_t id, uint32_t threads) {
-    asm volatile("bar.arrive %0, %1;" : : "r"(id), "r"(threads) : "memory");
 }
 
 /* ---- copies */
@@ -81,10 +33,6 @@ __device__ __forceinline__ void copy_groups(uint32_t shared, const void *map, ui
                  :
                  : "r"(shared), "l"(map), "r"(0), "r"(group), "r"(barrier)
                  : "memory");
-}
-
-__device__ __forceinline__ void prefetch_map(const void *map) {
-    asm volatile("prefetch.tensormap [%0];" : : "l"(map) : "memory");
 }
 
 /* ---- products of a warpgroup
@@ -132,7 +80,7 @@ template <int N> __device__ __forceinline__ void pin(float (&registers)[N]) {
     NAMES_32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, "  \
              "%52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 
-/* Of 64 rows: d = a b^T (+ d when `add`), a [64][16] and b [128][16] both along their lines. d += a b, a [64][16] in
+/* Of 64 rows: d = a b^T (+ d when `add`), a [64][16] and b [N][16] both along their lines. d += a b, a [64][16] in
  * registers as mma's A of each warp, b [16][N] across its lines. */
 #define WARPGROUP_PRODUCTS(T, type)                                                                                    \
     __device__ __forceinline__ void multiply_lines(T, float(&d)[64], uint64_t a, uint64_t b, bool add) {               \
@@ -140,6 +88,13 @@ template <int N> __device__ __forceinline__ void pin(float (&registers)[N]) {
                      "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " {" NAMES_64                        \
                      "}, %64, %65, add, 1, 1, 0, 0;\n}\n"                                                              \
                      : F64(d)                                                                                          \
+                     : "l"(a), "l"(b), "r"((uint32_t)add));                                                            \
+    }                                                                                                                  \
+    __device__ __forceinline__ void multiply_lines(T, float(&d)[32], uint64_t a, uint64_t b, bool add) {               \
+        asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %34, 0;\n"                                                  \
+                     "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " {" NAMES_32                         \
+                     "}, %32, %33, add, 1, 1, 0, 0;\n}\n"                                                              \
+                     : F32(d)                                                                                          \
                      : "l"(a), "l"(b), "r"((uint32_t)add));                                                            \
     }                                                                                                                  \
     __device__ __forceinline__ void multiply_columns(T, float(&d)[64], const uint32_t(&a)[4], uint64_t b) {            \

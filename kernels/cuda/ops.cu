@@ -21,6 +21,7 @@ ENTER(gemm)
 ENTER(rope_kv)
 ENTER(attention)
 ENTER(swiglu)
+ENTER(gemm_swiglu)
 ENTER(gather_rows)
 ENTER(copy_2d)
 ENTER(random)
@@ -68,6 +69,7 @@ static constexpr void name_math(struct kernel_ops &ops) {
     ops.rope_kv = enter_rope_kv;
     ops.attention = enter_attention;
     ops.swiglu = enter_swiglu;
+    ops.gemm_swiglu = enter_gemm_swiglu;
     ops.gather_rows = enter_gather_rows;
     ops.copy_2d = enter_copy_2d;
     ops.random = enter_random;

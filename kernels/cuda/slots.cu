@@ -58,12 +58,34 @@ enum status cuda_slot_update(struct kernel_stream *stream, const struct op_slot_
     return CUDA_LAUNCHED("slot_update");
 }
 
-/* ---- batch_prepare */
+/* ---- rows and what comes before them */
 
-/* What came before a row: tokens in the upper half, sampled rows in the lower. */
+/* Tokens in the upper half, sampled rows in the lower. */
 static __device__ __forceinline__ uint64_t row_counts(const struct step_row &row) {
     return (uint64_t)row.q_len << 32 | ((row.flags & STEP_ROW_SAMPLE) != 0 ? 1u : 0u);
 }
+
+/* Calls visit(r, row r, the counts of the rows before it) for each row, in some thread; returns the counts of all. */
+template <typename F>
+static __device__ __forceinline__ uint64_t visit_rows(const struct step_row *rows, uint32_t n_rows, F visit) {
+    uint64_t done = 0;
+    for (uint32_t first = 0; first < n_rows; first += THREADS) {
+        uint32_t r = first + threadIdx.x;
+        struct step_row row = {};
+        if (r < n_rows) {
+            row = rows[r];
+        }
+        uint64_t total;
+        uint64_t before = block_scan(row_counts(row), &total);
+        if (r < n_rows) {
+            visit(r, row, done + before);
+        }
+        done += total;
+    }
+    return done;
+}
+
+/* ---- batch_prepare */
 
 static __device__ void prepare_row(const struct op_batch_prepare &args, uint32_t r, const struct step_row &row,
                                    uint64_t before) {
@@ -94,21 +116,10 @@ static __device__ uint32_t find_row(const uint32_t *row_start, uint32_t n_rows, 
 }
 
 static __global__ void __launch_bounds__(THREADS) batch_prepare_kernel(struct op_batch_prepare args) {
-    uint64_t done = 0;
-    for (uint32_t first = 0; first < args.n_rows; first += THREADS) {
-        uint32_t r = first + threadIdx.x;
-        struct step_row row = {};
-        if (r < args.n_rows) {
-            row = args.rows[r];
-        }
-        uint64_t total;
-        uint64_t before = block_scan(row_counts(row), &total);
-        if (r < args.n_rows) {
-            prepare_row(args, r, row, done + before);
-        }
-        done += total;
-    }
-    uint32_t n_tokens = (uint32_t)(done >> 32);
+    uint64_t counts = visit_rows(args.rows, args.n_rows, [&](uint32_t r, const struct step_row &row, uint64_t before) {
+        prepare_row(args, r, row, before);
+    });
+    uint32_t n_tokens = (uint32_t)(counts >> 32);
     if (threadIdx.x == 0) {
         args.row_start[args.n_rows] = n_tokens;
     }
@@ -143,20 +154,8 @@ static __device__ void commit_row(const struct op_commit &args, const struct ste
 }
 
 static __global__ void __launch_bounds__(THREADS) commit_kernel(struct op_commit args) {
-    uint64_t done = 0;
-    for (uint32_t first = 0; first < args.n_rows; first += THREADS) {
-        uint32_t r = first + threadIdx.x;
-        struct step_row row = {};
-        if (r < args.n_rows) {
-            row = args.rows[r];
-        }
-        uint64_t total;
-        uint64_t before = block_scan(row_counts(row), &total);
-        if (r < args.n_rows) {
-            commit_row(args, row, (uint32_t)(done + before));
-        }
-        done += total;
-    }
+    visit_rows(args.rows, args.n_rows,
+               [&](uint32_t, const struct step_row &row, uint64_t before) { commit_row(args, row, (uint32_t)before); });
 }
 
 enum status cuda_commit(struct kernel_stream *stream, const struct op_commit *args) {

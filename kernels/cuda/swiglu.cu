@@ -14,7 +14,7 @@ template <int V> static __global__ void swiglu_kernel(struct op_swiglu args) {
         load_elements<V>(args.gate_up, args.dtype, token * 2 * columns + columns + i, up);
 #pragma unroll
         for (int j = 0; j < V; j++) {
-            gate[j] = gate[j] / (1.0f + expf(-gate[j])) * up[j];
+            gate[j] = silu(gate[j]) * up[j];
         }
         store_elements<V>(args.out, args.dtype, token * columns + i, gate);
     }

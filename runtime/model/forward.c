@@ -75,8 +75,8 @@ static enum status reduce_and_norm(struct pass *pass, bool add, const float *wei
     return model->kernels->rmsnorm(pass->stream, &args);
 }
 
-static enum status multiply(struct pass *pass, const struct weight *weight, const float *bias, const void *x, void *out,
-                            enum dtype out_dtype, uint32_t rows, const struct weight *next) {
+static struct op_gemm product(const struct pass *pass, const struct weight *weight, const float *bias, const void *x,
+                              void *out, enum dtype out_dtype, uint32_t rows, const struct weight *next) {
     struct op_gemm args = {
         .weight = *weight,
         .bias = bias,
@@ -92,6 +92,12 @@ static enum status multiply(struct pass *pass, const struct weight *weight, cons
     if (next != NULL) {
         args.prefetch = (struct kernel_prefetch){next->data, (size_t)next->n * next->k * dtype_bytes(next->format)};
     }
+    return args;
+}
+
+static enum status multiply(struct pass *pass, const struct weight *weight, const float *bias, const void *x, void *out,
+                            enum dtype out_dtype, uint32_t rows, const struct weight *next) {
+    const struct op_gemm args = product(pass, weight, bias, x, out, out_dtype, rows, next);
     return pass->model->kernels->gemm(pass->stream, &args);
 }
 
@@ -178,14 +184,12 @@ static enum status run_layer(struct pass *pass, uint32_t layer) {
     TRY(multiply(pass, &weights->o, weights->o_bias, pass->attended, buffers->delta, model->delta, pass->n_tokens,
                  &weights->gate_up));
     TRY(reduce_and_norm(pass, true, weights->ffn_norm));
-    TRY(multiply(pass, &weights->gate_up, weights->gate_up_bias, buffers->normed, buffers->gate_up, model->act,
-                 pass->n_tokens, NULL));
-    struct op_swiglu swiglu = {.gate_up = buffers->gate_up,
-                               .out = buffers->ffn,
-                               .dtype = model->act,
-                               .n_tokens = pass->n_tokens,
-                               .n_columns = model->shard.n_ffn};
-    TRY(model->kernels->swiglu(pass->stream, &swiglu));
+    const struct op_gemm_swiglu gate_up = {
+        .gemm = product(pass, &weights->gate_up, weights->gate_up_bias, buffers->normed, buffers->gate_up, model->act,
+                        pass->n_tokens, NULL),
+        .out = buffers->ffn,
+    };
+    TRY(model->kernels->gemm_swiglu(pass->stream, &gate_up));
     return multiply(pass, &weights->down, weights->down_bias, buffers->ffn, buffers->delta, model->delta,
                     pass->n_tokens, next);
 }

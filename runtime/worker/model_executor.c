@@ -153,11 +153,23 @@ static enum status end_loading(struct loading *loading, enum status status) {
 
 /* ---- open and close */
 
+/* Own kernels and NCCL share sums out by size and round them differently, so one of them takes all where bits count; at
+ * two cards NCCL's sums have one order. */
+static enum status choose_comm(const struct worker_init *init, const struct comm_ops **ops) {
+    bool nccl = init->deterministic && strcmp(init->backend, "cuda") == 0 && init->world > 1;
+    if (nccl && init->world > 2) {
+        FAIL(STATUS_UNSUPPORTED, "deterministic: sums over %u cards are in no fixed order; set tp to 1 or 2",
+             init->world);
+    }
+    *ops = comm_find(nccl ? "nccl" : comm_name_for(init->backend, init->world));
+    return STATUS_OK;
+}
+
 static enum status open_comm(struct executor *executor, const struct executor_config *config,
                              const struct plan_input *input) {
     const struct worker_init *init = config->init;
     uint64_t start_ns = clock_now_ns();
-    executor->comm_ops = comm_find(comm_name_for(init->backend, init->world));
+    TRY(choose_comm(init, &executor->comm_ops));
     struct comm_config comm = {
         .rank = init->rank,
         .world = init->world,
@@ -219,8 +231,11 @@ static enum status open_device(struct executor *executor) {
     if (executor->kernels == NULL) {
         return STATUS_UNSUPPORTED;
     }
-    struct kernel_device_config device = {
-        .ordinal = init->device, .threads = init->threads, .first_cpu = init->first_cpu, .spin = init->spin != 0};
+    struct kernel_device_config device = {.ordinal = init->device,
+                                          .threads = init->threads,
+                                          .first_cpu = init->first_cpu,
+                                          .spin = init->spin != 0,
+                                          .deterministic = init->deterministic != 0};
     TRY(executor->kernels->open(&device, &executor->device));
     TRY(executor->kernels->memory_info(executor->device, &executor->free_bytes, &total_bytes));
     executor->times.device_ms = milliseconds_since(start_ns);

@@ -27,7 +27,7 @@ def expect_layers(kinds):
     """A step's products are each in every layer once, and read their weights."""
     config = json.load(open(os.path.join(MODEL, "config.json"), encoding="utf-8"))
     expect_equal(config["num_hidden_layers"], LAYERS, "layers")
-    for name in ("qkv", "o", "gate_up", "down", "attention", "swiglu"):
+    for name in ("qkv", "o", "gate_up", "down", "attention"):
         expect_equal(kinds[name]["count"], LAYERS, name)
     expect(kinds["gate_up"]["floor_us"] > kinds["down"]["floor_us"] > kinds["o"]["floor_us"] > 0, f"floors {kinds}")
 

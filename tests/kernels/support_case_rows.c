@@ -120,6 +120,19 @@ void case_rmsnorm(struct rig *rig, const struct op_case *c) {
     free(out);
 }
 
+/* What y[row][column] is, and the sum of what was added. */
+static double dot(const struct op_gemm *args, const float *x, const float *weight, const float *bias, uint32_t row,
+                  uint32_t column, double *size) {
+    double sum = bias != NULL ? (double)bias[column] : 0.0;
+    *size = fabs(sum);
+    for (uint32_t k = 0; k < args->weight.k; k++) {
+        double product = (double)x[row * args->x_stride + k] * (double)weight[(size_t)column * args->weight.k + k];
+        sum += product;
+        *size += fabs(product);
+    }
+    return sum;
+}
+
 void case_gemm(struct rig *rig, const struct op_case *c) {
     uint64_t seed = 3;
     /* Rows lie apart, with poison between; where a row's length keeps its end aligned, so does its stride. */
@@ -154,13 +167,9 @@ void case_gemm(struct rig *rig, const struct op_case *c) {
             EXPECT(isnan(out[i])); /* poison between the rows stays */
             continue;
         }
-        double expected = c->plain ? 0.0 : (double)bias[column];
-        double size = fabs(expected);
-        for (size_t k = 0; k < c->inner; k++) {
-            double product = (double)x[i / out_stride * x_stride + k] * (double)weight[column * c->inner + k];
-            expected += product;
-            size += fabs(product);
-        }
+        double size;
+        double expected =
+            dot(&args, x, weight, c->plain ? NULL : bias, (uint32_t)(i / out_stride), (uint32_t)column, &size);
         /* 2^-24 of the running sum for each of the K + 1 fp32 additions is the bound in any order. */
         expect_close("gemm", &out[i], &expected, 1, dtype_epsilon(c->y), size * (c->inner + 1) * 0x1p-24);
     }
@@ -196,6 +205,65 @@ void case_swiglu(struct rig *rig, const struct op_case *c) {
     free(gate_up);
     free(out);
     free(expected);
+}
+
+/* Whether y is rounded on the way is the backend's choice, so its error is bounded by both roundings of it. */
+static void expect_swiglu(const struct op_case *c, float out, double gate, double gate_size, double up,
+                          double up_size) {
+    double rounding = (c->inner + 1) * 0x1p-24;
+    double epsilon = dtype_epsilon(c->y);
+    double gate_error = gate_size * rounding + fabs(gate) * epsilon;
+    double up_error = up_size * rounding + fabs(up) * epsilon;
+    double silu = gate / (1.0 + exp(-gate));
+    double expected = silu * up;
+    /* silu's slope is nowhere above 1.1. */
+    double error = 1.1 * gate_error * (fabs(up) + up_error) + fabs(silu) * up_error;
+    expect_close("gemm_swiglu", &out, &expected, 1, epsilon + 8 * 0x1p-24, error + (c->y == DTYPE_F16 ? 0x1p-25 : 0));
+}
+
+void case_gemm_swiglu(struct rig *rig, const struct op_case *c) {
+    uint64_t seed = 8;
+    uint32_t n = 2 * c->columns;
+    size_t x_stride = c->inner + (c->inner % 8 == 0 ? 8 : 5); /* as in case_gemm */
+    float *x = random_values(&seed, c->rows * x_stride, c->x, 1.0f);
+    for (size_t i = 0; i < c->rows * x_stride; i++) {
+        x[i] = i % x_stride < c->inner ? x[i] : NAN;
+    }
+    float *weight = random_values(&seed, (size_t)n * c->inner, c->w, 1.0f / sqrtf((float)c->inner)); /* y of size 1 */
+    float *bias = random_values(&seed, n, c->w, 2.0f);
+    size_t out_bytes = (size_t)c->rows * c->columns * dtype_bytes(c->y);
+    struct op_gemm_swiglu args = {
+        .gemm = {.weight = {.format = c->w,
+                            .n = n,
+                            .k = c->inner,
+                            .data = upload_values(rig, weight, (size_t)n * c->inner, c->w)},
+                 .bias = c->plain ? NULL : upload_values(rig, bias, n, c->w),
+                 .bias_dtype = c->w,
+                 .x = upload_values(rig, x, c->rows * x_stride, c->x),
+                 .x_dtype = c->x,
+                 .x_stride = x_stride,
+                 .out = rig_alloc(rig, 2 * out_bytes),
+                 .out_dtype = c->y,
+                 .out_stride = n,
+                 .m = c->rows},
+        .out = rig_alloc(rig, out_bytes),
+    };
+    EXPECT_OK(rig->ops->gemm_swiglu(rig->stream, &args));
+    float *out = download_values(rig, args.out, (size_t)c->rows * c->columns, c->y);
+    for (uint32_t row = 0; row < c->rows; row++) {
+        for (uint32_t column = 0; column < c->columns; column++) {
+            double gate_size;
+            double up_size;
+            const float *added = c->plain ? NULL : bias;
+            double gate = dot(&args.gemm, x, weight, added, row, column, &gate_size);
+            double up = dot(&args.gemm, x, weight, added, row, c->columns + column, &up_size);
+            expect_swiglu(c, out[(size_t)row * c->columns + column], gate, gate_size, up, up_size);
+        }
+    }
+    free(x);
+    free(weight);
+    free(bias);
+    free(out);
 }
 
 void case_gather_rows(struct rig *rig, const struct op_case *c) {

@@ -44,7 +44,15 @@ const struct op_case op_cases[] = {
     {"gemm", .rows = 17, .columns = 130, .inner = 1024, .x = BF16, .w = BF16, .y = F32},
     {"gemm", .rows = 32, .columns = 64, .inner = 2560, .x = BF16, .w = BF16, .y = BF16, .plain = true},
     {"gemm", .rows = 33, .columns = 200, .inner = 640, .x = F16, .w = F16, .y = F32},
+    {"gemm", .rows = 33, .columns = 1200, .inner = 192, .x = BF16, .w = BF16, .y = BF16, .plain = true},
+    {"gemm", .rows = 48, .columns = 130, .inner = 4160, .x = F16, .w = F16, .y = F16},
+    {"gemm", .rows = 63, .columns = 301, .inner = 1088, .x = BF16, .w = BF16, .y = BF16},
+    {"gemm", .rows = 63, .columns = 20, .inner = 14336, .x = F16, .w = F16, .y = F32, .plain = true},
+    {"gemm", .rows = 64, .columns = 130, .inner = 2560, .x = BF16, .w = BF16, .y = F32},
+    {"gemm", .rows = 33, .columns = 17000, .inner = 192, .x = BF16, .w = BF16, .y = BF16, .plain = true},
     {"gemm", .rows = 64, .columns = 257, .inner = 1536, .x = BF16, .w = BF16, .y = F32},
+    {"gemm", .rows = 64, .columns = 70, .inner = 1540, .x = BF16, .w = BF16, .y = F32},
+    {"gemm", .rows = 65, .columns = 384, .inner = 640, .x = BF16, .w = BF16, .y = BF16},
     {"gemm", .rows = 64, .columns = 2300, .inner = 128, .x = BF16, .w = BF16, .y = BF16},
 
     {"swiglu", .rows = 1, .columns = 1, .x = F32},
@@ -52,6 +60,17 @@ const struct op_case op_cases[] = {
     {"swiglu", .rows = 40, .columns = 1536, .x = F32},
     {"swiglu", .rows = 2, .columns = 517, .x = BF16},
     {"swiglu", .rows = 2, .columns = 1041, .x = F16},
+
+    {"gemm_swiglu", .rows = 1, .columns = 1, .inner = 1, .x = F32, .w = F32, .y = F32},
+    {"gemm_swiglu", .rows = 5, .columns = 37, .inner = 100, .x = F32, .w = BF16, .y = F32, .plain = true},
+    {"gemm_swiglu", .rows = 1, .columns = 2056, .inner = 1088, .x = BF16, .w = BF16, .y = BF16},
+    {"gemm_swiglu", .rows = 7, .columns = 152, .inner = 2048, .x = F16, .w = F16, .y = F16, .plain = true},
+    {"gemm_swiglu", .rows = 16, .columns = 40, .inner = 4160, .x = BF16, .w = BF16, .y = BF16},
+    {"gemm_swiglu", .rows = 32, .columns = 200, .inner = 640, .x = F16, .w = F16, .y = F16},
+    {"gemm_swiglu", .rows = 40, .columns = 310, .inner = 192, .x = BF16, .w = BF16, .y = BF16, .plain = true},
+    {"gemm_swiglu", .rows = 34, .columns = 8504, .inner = 128, .x = BF16, .w = BF16, .y = BF16},
+    {"gemm_swiglu", .rows = 64, .columns = 72, .inner = 1088, .x = F16, .w = F16, .y = F16},
+    {"gemm_swiglu", .rows = 70, .columns = 130, .inner = 320, .x = BF16, .w = BF16, .y = BF16},
 
     {"gather_rows", .rows = 1, .columns = 1},
     {"gather_rows", .rows = 5, .columns = 7},
@@ -146,10 +165,19 @@ static const struct {
     const char *op;
     void (*run)(struct rig *rig, const struct op_case *op_case);
 } runners[] = {
-    {"embed", case_embed},   {"rmsnorm", case_rmsnorm},           {"gemm", case_gemm},
-    {"swiglu", case_swiglu}, {"gather_rows", case_gather_rows},   {"copy_2d", case_copy_2d},
-    {"random", case_random}, {"rope_kv", case_rope_kv},           {"attention", case_attention},
-    {"argmax", case_argmax}, {"argmax_merge", case_argmax_merge}, {"sample", case_sample},
+    {"embed", case_embed},
+    {"rmsnorm", case_rmsnorm},
+    {"gemm", case_gemm},
+    {"swiglu", case_swiglu},
+    {"gemm_swiglu", case_gemm_swiglu},
+    {"gather_rows", case_gather_rows},
+    {"copy_2d", case_copy_2d},
+    {"random", case_random},
+    {"rope_kv", case_rope_kv},
+    {"attention", case_attention},
+    {"argmax", case_argmax},
+    {"argmax_merge", case_argmax_merge},
+    {"sample", case_sample},
     {"slots", case_slots},
 };
 

@@ -12,11 +12,12 @@ struct op_case {
     const char *op;
     uint32_t rows;    /* tokens, sampled rows or copied rows */
     uint32_t columns; /* hidden size, feed-forward columns, vocabulary, N, bytes of a row */
-    uint32_t inner;   /* K of gemm; vocabulary of embed; ids that exist, of argmax and sample; ranks of argmax_merge */
+    uint32_t inner;   /* K of gemm and gemm_swiglu; vocabulary of embed; ids that exist, of argmax and sample; ranks of
+                         argmax_merge */
     enum dtype x;     /* inputs */
     enum dtype w;     /* weights, tables */
     enum dtype y;     /* outputs */
-    bool plain;       /* without the optional part: bias of gemm, delta of rmsnorm */
+    bool plain;       /* without the optional part: bias of gemm and gemm_swiglu, delta of rmsnorm */
     /* rope_kv, attention */
     enum dtype kv;
     uint32_t q_heads, kv_heads, head_dim, block_size;
@@ -39,6 +40,7 @@ void case_embed(struct rig *rig, const struct op_case *op_case);
 void case_rmsnorm(struct rig *rig, const struct op_case *op_case);
 void case_gemm(struct rig *rig, const struct op_case *op_case);
 void case_swiglu(struct rig *rig, const struct op_case *op_case);
+void case_gemm_swiglu(struct rig *rig, const struct op_case *op_case);
 void case_gather_rows(struct rig *rig, const struct op_case *op_case);
 void case_copy_2d(struct rig *rig, const struct op_case *op_case);
 void case_random(struct rig *rig, const struct op_case *op_case);

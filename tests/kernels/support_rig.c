@@ -10,14 +10,21 @@
 #define POISON 0xff
 #define GUARD_BYTE 0xa5
 
-void rig_open(struct rig *rig, const char *backend, uint32_t threads) {
+static void open_with(struct rig *rig, const char *backend, const struct kernel_device_config *config) {
     *rig = (struct rig){.ops = kernels_find(backend)};
     if (rig->ops == NULL) {
         test_fail(__FILE__, __LINE__, "%s", status_text());
     }
-    struct kernel_device_config config = {.threads = threads, .first_cpu = -1};
-    EXPECT_OK(rig->ops->open(&config, &rig->device));
+    EXPECT_OK(rig->ops->open(config, &rig->device));
     EXPECT_OK(rig->ops->stream_create(rig->device, &rig->stream));
+}
+
+void rig_open(struct rig *rig, const char *backend, uint32_t threads) {
+    open_with(rig, backend, &(struct kernel_device_config){.threads = threads, .first_cpu = -1});
+}
+
+void rig_open_deterministic(struct rig *rig, const char *backend, uint32_t threads) {
+    open_with(rig, backend, &(struct kernel_device_config){.threads = threads, .first_cpu = -1, .deterministic = true});
 }
 
 void rig_close(struct rig *rig) {

@@ -22,6 +22,8 @@ struct rig {
 
 /* Opens the backend of that name with one stream. Ends the test on failure. */
 void rig_open(struct rig *rig, const char *backend, uint32_t threads);
+/* The same with a deterministic device. */
+void rig_open_deterministic(struct rig *rig, const char *backend, uint32_t threads);
 void rig_close(struct rig *rig);
 
 /* Device memory filled with 0xFF bytes (NaN in all dtypes), with guards on both sides. Never NULL, also for 0 bytes. */

@@ -1,5 +1,6 @@
 /* A sequence's keys, values and attention have the same bits however its tokens are cut into chunks, whoever else is
- * in the step, on whatever slots and blocks. */
+ * in the step, on whatever slots and blocks; a row of a product has the same bits whatever the other rows are and
+ * however many. The cpu backend promises it, and others for a deterministic device. */
 #include <math.h>
 
 #include "kernels/cpu/cpu_device.h"
@@ -58,7 +59,7 @@ static void world_make_table(struct world *world, uint64_t seed) {
 
 static void world_open(struct world *world, const struct shape *shape, const struct manner *manner) {
     *world = (struct world){.shape = shape};
-    rig_open(&world->rig, "cpu", manner->threads);
+    rig_open_deterministic(&world->rig, test_backend(), manner->threads);
     struct rig *rig = &world->rig;
     world->max_blocks = (shape->n_tokens + shape->block - 1) / shape->block;
     world_make_table(world, manner->deal);
@@ -242,9 +243,14 @@ TEST(chunks_and_neighbours_do_not_change_bits) {
     compare_manners(&(struct shape){DTYPE_F32, DTYPE_F32, 4, 4, 32, 8, 130});
     compare_manners(&(struct shape){DTYPE_F32, DTYPE_F16, 5, 1, 18, 4, 70});
     compare_manners(&(struct shape){DTYPE_BF16, DTYPE_BF16, 2, 1, 128, 16, 100});
+    compare_manners(&(struct shape){DTYPE_BF16, DTYPE_BF16, 4, 2, 128, 32, 420});
+    compare_manners(&(struct shape){DTYPE_F16, DTYPE_F16, 3, 1, 64, 16, 300});
 }
 
 TEST(chunks_and_neighbours_do_not_change_bits_in_c) {
+    if (strcmp(test_backend(), "cpu") != 0) {
+        test_skip("of the cpu backend");
+    }
     cpu_isa_override(CPU_ISA_C);
     compare_manners(&(struct shape){DTYPE_F32, DTYPE_BF16, 3, 1, 34, 16, 140});
 }
@@ -252,4 +258,76 @@ TEST(chunks_and_neighbours_do_not_change_bits_in_c) {
 /* Beyond 512 positions the work on one token may be split over threads. */
 TEST_TIMEOUT(split_positions_do_not_change_bits, 60) {
     compare_manners(&(struct shape){DTYPE_F32, DTYPE_BF16, 4, 2, 16, 16, 1100});
+}
+
+/* ---- products */
+
+#define PRODUCT_ROWS 150
+
+struct product {
+    enum dtype x, w, y;
+    uint32_t n, k;
+};
+
+/* Some rows of x by themselves, against what they are among all. */
+static void compare_rows(struct rig *rig, const struct op_gemm *all, const char *expected, uint32_t first, uint32_t m) {
+    size_t row_bytes = all->out_stride * dtype_bytes(all->out_dtype);
+    struct op_gemm part = *all;
+    part.x = (const char *)all->x + first * all->x_stride * dtype_bytes(all->x_dtype);
+    part.out = rig_alloc(rig, m * row_bytes);
+    part.m = m;
+    EXPECT_OK(rig->ops->gemm(rig->stream, &part));
+    char *actual = rig_download(rig, part.out, m * row_bytes);
+    for (size_t i = 0; i < m * row_bytes; i++) {
+        if (actual[i] != expected[first * row_bytes + i]) {
+            test_fail(__FILE__, __LINE__, "n=%u k=%u: rows %u + %u: byte %zu of row %zu differs", all->weight.n,
+                      all->weight.k, first, m, i % row_bytes, first + i / row_bytes);
+        }
+    }
+    free(actual);
+}
+
+static void compare_products(const struct product *product) {
+    static const uint32_t parts[][2] = {{0, 1},   {149, 1}, {6, 3},  {8, 8},   {7, 9},  {32, 17},
+                                        {40, 32}, {3, 33},  {64, 1}, {17, 64}, {9, 65}, {1, 129}};
+    struct rig rig;
+    rig_open_deterministic(&rig, test_backend(), 2);
+    uint64_t seed = 11;
+    size_t n_x = (size_t)PRODUCT_ROWS * product->k;
+    size_t n_w = (size_t)product->n * product->k;
+    float *values = random_values(&seed, n_x > n_w ? n_x : n_w, DTYPE_F32, 1.0f);
+    char *x = pack_values(values, n_x, product->x);
+    char *w = pack_values(values, n_w, product->w);
+    struct op_gemm all = {
+        .weight = {.format = product->w,
+                   .n = product->n,
+                   .k = product->k,
+                   .data = rig_upload(&rig, w, n_w * dtype_bytes(product->w))},
+        .x = rig_upload(&rig, x, n_x * dtype_bytes(product->x)),
+        .x_dtype = product->x,
+        .x_stride = product->k,
+        .out = rig_alloc(&rig, (size_t)PRODUCT_ROWS * product->n * dtype_bytes(product->y)),
+        .out_dtype = product->y,
+        .out_stride = product->n,
+        .m = PRODUCT_ROWS,
+    };
+    EXPECT_OK(rig.ops->gemm(rig.stream, &all));
+    char *expected = rig_download(&rig, all.out, (size_t)PRODUCT_ROWS * product->n * dtype_bytes(product->y));
+    for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
+        compare_rows(&rig, &all, expected, parts[i][0], parts[i][1]);
+    }
+    free(expected);
+    free(values);
+    free(x);
+    free(w);
+    rig_close(&rig);
+}
+
+TEST(rows_beside_a_row_do_not_change_its_bits) {
+    compare_products(&(struct product){DTYPE_BF16, DTYPE_BF16, DTYPE_F32, 384, 1088});
+    compare_products(&(struct product){DTYPE_F16, DTYPE_F16, DTYPE_F16, 50, 4160});
+    compare_products(&(struct product){DTYPE_BF16, DTYPE_BF16, DTYPE_BF16, 17000, 192});
+    compare_products(&(struct product){DTYPE_BF16, DTYPE_BF16, DTYPE_BF16, 131, 520});
+    compare_products(&(struct product){DTYPE_F32, DTYPE_BF16, DTYPE_F32, 40, 136});
+    compare_products(&(struct product){DTYPE_F32, DTYPE_F32, DTYPE_F32, 33, 61});
 }

@@ -6,20 +6,34 @@
 #include "tests/kernels/support_cases.h"
 
 /* Runs the cases of one op (all when NULL). */
-static void run_cases(const char *op, uint32_t threads, struct buf *results) {
-    struct rig rig;
-    rig_open(&rig, test_backend(), threads);
-    rig.results = results;
+static void run_on(struct rig *rig, const char *op) {
     uint32_t n = 0;
     for (size_t i = 0; i < op_case_count; i++) {
         if (op == NULL || strcmp(op_cases[i].op, op) == 0) {
             fprintf(stderr, "%s\n", op_case_name(&op_cases[i])); /* shown when the test fails */
-            op_case_run(&rig, &op_cases[i]);
+            op_case_run(rig, &op_cases[i]);
             n++;
         }
     }
     EXPECT(n > 0);
-    rig_close(&rig);
+    rig_close(rig);
+}
+
+static void run_cases(const char *op, uint32_t threads, struct buf *results) {
+    struct rig rig;
+    rig_open(&rig, test_backend(), threads);
+    rig.results = results;
+    run_on(&rig, op);
+}
+
+/* The ops for which a deterministic device may have other kernels. */
+TEST_TIMEOUT(deterministic_devices_match_the_reference, 120) {
+    static const char *const ops[] = {"gemm", "gemm_swiglu", "attention"};
+    for (size_t i = 0; i < sizeof ops / sizeof ops[0]; i++) {
+        struct rig rig;
+        rig_open_deterministic(&rig, test_backend(), 2);
+        run_on(&rig, ops[i]);
+    }
 }
 
 TEST(embed_matches_the_reference) {
@@ -36,6 +50,10 @@ TEST(gemm_matches_the_reference) {
 
 TEST(swiglu_matches_the_reference) {
     run_cases("swiglu", 2, NULL);
+}
+
+TEST(gemm_swiglu_matches_the_reference) {
+    run_cases("gemm_swiglu", 2, NULL);
 }
 
 TEST(gather_rows_matches_the_reference) {

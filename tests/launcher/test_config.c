@@ -218,6 +218,13 @@ TEST(a_missing_model_is_named) {
     EXPECT_FAILS(config_read_file(&config, "/does/not/exist.yaml"), STATUS_NOT_FOUND, "/does/not/exist.yaml");
 }
 
+TEST(a_promise_that_cards_cannot_keep_is_refused) {
+    EXPECT_OK(check_line("backend: cuda\ntp: 2\ndeterministic: true"));
+    EXPECT_OK(check_line("backend: cpu\ntp: 4\ndeterministic: true"));
+    EXPECT_FAILS(check_line("backend: cuda\ntp: 4\ndeterministic: true"), STATUS_INVALID,
+                 "deterministic: sums over tp 4 cards are in no fixed order; set tp to 1 or 2");
+}
+
 /* What show prints is read back as the same, for awkward values too. */
 TEST(printing_loads_to_the_same_again) {
     char text[PATH_MAX + 1000];

@@ -25,6 +25,7 @@ static void fill_init(const struct group_options *options, struct worker_init *i
     init->world = options->world;
     init->dtype = (uint32_t)options->dtype;
     init->load_dummy = options->dummy;
+    init->deterministic = options->deterministic;
     uint32_t positions = config->max_position < 512 ? config->max_position : 512;
     init->limits = (struct step_limits){
         .max_rows = or_default(options->max_rows, 4),

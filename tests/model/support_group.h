@@ -16,6 +16,7 @@ struct group_options {
     uint32_t threads;    /* 0: 1 */
     bool graphs;
     bool dummy;
+    bool deterministic;
     const void *argument; /* for the body */
 };
 

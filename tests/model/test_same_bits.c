@@ -1,5 +1,6 @@
-/* What must give the same bits on any backend: a step as a graph and enqueued op by op, and all ranks of a group. The
- * kernels may depend on the number of rows, so both ways run the same numbers of rows. */
+/* What must give the same bits on any backend: a step as a graph and enqueued op by op, and all ranks of a group; of a
+ * deterministic device also a sequence alone and in a crowd, with its prompt whole and cut. The kernels of others may
+ * depend on the number of rows, so both ways run the same numbers of rows there. */
 #include "tests/model/support_checkpoint.h"
 #include "tests/model/support_group.h"
 
@@ -33,17 +34,13 @@ static void keep_step(struct group_rank *rank, uint32_t step, uint32_t n_rows, c
     }
 }
 
-static void decode(struct group_rank *rank) {
-    uint32_t n_rows = *(const uint32_t *)rank->options->argument;
-    for (uint32_t r = 0; r < n_rows; r++) {
-        uint32_t prompt[N_PROMPT];
-        for (uint32_t i = 0; i < N_PROMPT; i++) {
-            prompt[i] = (r * 37 + i * i * 5 + 11) % VOCAB;
-        }
-        group_begin(rank, r, 0, prompt, N_PROMPT, &greedy_sampling);
-        group_row(rank, r, 0, N_PROMPT, true);
-        group_step(rank);
+static void make_prompt(uint32_t row, uint32_t *prompt) {
+    for (uint32_t i = 0; i < N_PROMPT; i++) {
+        prompt[i] = (row * 37 + i * i * 5 + 11) % VOCAB;
     }
+}
+
+static void decode_rows(struct group_rank *rank, uint32_t n_rows) {
     for (uint32_t step = 0; step < N_STEPS; step++) {
         for (uint32_t r = 0; r < n_rows; r++) {
             group_row(rank, r, N_PROMPT + step, 1, true);
@@ -52,6 +49,18 @@ static void decode(struct group_rank *rank) {
         EXPECT_EQ(done.n_results, n_rows);
         keep_step(rank, step, n_rows, &done);
     }
+}
+
+static void decode(struct group_rank *rank) {
+    uint32_t n_rows = *(const uint32_t *)rank->options->argument;
+    for (uint32_t r = 0; r < n_rows; r++) {
+        uint32_t prompt[N_PROMPT];
+        make_prompt(r, prompt);
+        group_begin(rank, r, 0, prompt, N_PROMPT, &greedy_sampling);
+        group_row(rank, r, 0, N_PROMPT, true);
+        group_step(rank);
+    }
+    decode_rows(rank, n_rows);
 }
 
 static const struct trace *run(enum dtype dtype, uint32_t world, uint32_t n_rows, bool graphs) {
@@ -99,4 +108,88 @@ TEST_TIMEOUT(graphs_and_ranks_agree_in_float16, 120) {
 
 TEST_TIMEOUT(graphs_and_ranks_agree_in_bfloat16, 120) {
     check(DTYPE_BF16);
+}
+
+/* ---- a deterministic device */
+
+/* Heads of 64, for which cards have kernels of their own. */
+static const char wide_config[] =
+    "{\"architectures\":[\"LlamaForCausalLM\"],\"model_type\":\"llama\",\"hidden_size\":256,"
+    "\"intermediate_size\":512,\"num_hidden_layers\":3,\"num_attention_heads\":4,\"num_key_value_heads\":2,"
+    "\"vocab_size\":320,\"max_position_embeddings\":256,\"rms_norm_eps\":1e-6,\"rope_theta\":10000.0,"
+    "\"hidden_act\":\"silu\",\"torch_dtype\":\"float32\"}";
+
+/* The sequences that run together, and how many tokens of each prompt a step takes. */
+struct crowd {
+    uint32_t n_rows;
+    uint32_t chunk;
+};
+
+static void decode_crowd(struct group_rank *rank) {
+    const struct crowd *crowd = rank->options->argument;
+    for (uint32_t r = 0; r < crowd->n_rows; r++) {
+        uint32_t prompt[N_PROMPT];
+        make_prompt(r, prompt);
+        group_begin(rank, r, 0, prompt, N_PROMPT, &greedy_sampling);
+    }
+    for (uint32_t pos = 0; pos < N_PROMPT; pos += crowd->chunk) {
+        uint32_t n = N_PROMPT - pos < crowd->chunk ? N_PROMPT - pos : crowd->chunk;
+        for (uint32_t r = 0; r < crowd->n_rows; r++) {
+            group_row(rank, r, pos, n, pos + n == N_PROMPT);
+        }
+        group_step(rank);
+    }
+    decode_rows(rank, crowd->n_rows);
+}
+
+static const struct trace *run_crowd(enum dtype dtype, uint32_t world, struct crowd crowd, bool graphs) {
+    struct group_options options = {.dir = make_model_dir(wide_config),
+                                    .backend = test_backend(),
+                                    .dtype = dtype,
+                                    .world = world,
+                                    .max_rows = MAX_ROWS,
+                                    .max_tokens = MAX_ROWS * N_PROMPT,
+                                    .graphs = graphs,
+                                    .dummy = true,
+                                    .deterministic = true,
+                                    .argument = &crowd};
+    return group_run(&options, sizeof(struct trace), decode_crowd);
+}
+
+static void expect_first_row_agrees(const struct trace *alone, const struct trace *crowd, const char *what) {
+    for (uint32_t step = 0; step < N_STEPS; step++) {
+        for (uint32_t rank = 0; rank < MAX_WORLD; rank++) {
+            const struct rank_trace *a = &alone->rank[rank];
+            const struct rank_trace *b = &crowd->rank[rank];
+            EXPECT_EQ(a->ids[step][0], b->ids[step][0]);
+            if (memcmp(a->residual[step][0], b->residual[step][0], sizeof a->residual[step][0]) != 0) {
+                test_fail(__FILE__, __LINE__, "%s: rank %u, step %u: the residual's bits differ", what, rank, step);
+            }
+        }
+        if (memcmp(alone->logits[step][0], crowd->logits[step][0], sizeof alone->logits[step][0]) != 0) {
+            test_fail(__FILE__, __LINE__, "%s: step %u: the logits' bits differ", what, step);
+        }
+    }
+}
+
+static void check_crowds(enum dtype dtype) {
+    for (uint32_t world = 1; world <= MAX_WORLD && world <= test_max_world(); world++) {
+        const struct trace *alone = run_crowd(dtype, world, (struct crowd){1, N_PROMPT}, false);
+        EXPECT(alone->rank[0].residual[N_STEPS - 1][0][0] != 0.0f);
+        expect_first_row_agrees(alone, run_crowd(dtype, world, (struct crowd){1, 4}, true), "prompt cut");
+        expect_first_row_agrees(alone, run_crowd(dtype, world, (struct crowd){MAX_ROWS, N_PROMPT}, true), "crowd");
+        expect_first_row_agrees(alone, run_crowd(dtype, world, (struct crowd){5, 1}, false), "token by token");
+    }
+}
+
+TEST_TIMEOUT(crowds_do_not_change_bits_in_float32, 120) {
+    check_crowds(DTYPE_F32);
+}
+
+TEST_TIMEOUT(crowds_do_not_change_bits_in_float16, 120) {
+    check_crowds(DTYPE_F16);
+}
+
+TEST_TIMEOUT(crowds_do_not_change_bits_in_bfloat16, 120) {
+    check_crowds(DTYPE_BF16);
 }
