@@ -211,7 +211,6 @@ __global__ void __launch_bounds__(THREADS) attention_generic_kernel(const struct
         return;
     }
     uint32_t n_heads = list_heads(task, blockIdx.y, shared.heads);
-    __syncthreads();
     for (uint32_t query = 0; query < work.n_tokens * n_heads; query += QUERIES) {
         generic_attend<Q, KV>(task, work, shared, blockIdx.y, n_heads, query);
         __syncthreads();

@@ -152,8 +152,8 @@ __device__ __forceinline__ bool find_tile(const struct attention_task &task, uin
     return false;
 }
 
-/* The query heads that read a KV head, in order, to heads[0 ..]; returns their number. For whole warps, each of which
- * writes the same values. */
+/* The query heads that read a KV head, in order, to the block's heads[0 ..]; returns their number. For all threads of a
+ * block, which are in step afterwards. */
 __device__ __forceinline__ uint32_t list_heads(const struct attention_task &task, uint32_t kv_head, uint32_t *heads) {
     uint32_t lane = threadIdx.x % 32;
     uint32_t n = 0;
@@ -161,12 +161,12 @@ __device__ __forceinline__ uint32_t list_heads(const struct attention_task &task
         uint32_t head = first + lane;
         bool mine = head < task.n_q_heads && task.q_to_kv[head] == kv_head;
         uint32_t all = __ballot_sync(0xffffffffu, mine);
-        if (mine) {
+        if (mine && threadIdx.x < 32) {
             heads[n + (uint32_t)__popc(all & ((1u << lane) - 1))] = head;
         }
         n += (uint32_t)__popc(all);
     }
-    __syncwarp();
+    __syncthreads();
     return n;
 }
 
