@@ -22,8 +22,6 @@ struct checkpoint_file {
     char *path;
     int fd;
     struct safetensors_header *header;
-    char *map;
-    size_t bytes;
 };
 
 struct named_tensor {
@@ -96,16 +94,7 @@ static enum status read_header(struct checkpoint_file *file) {
         }
         free(bytes);
     }
-    if (result != STATUS_OK) {
-        return status_prefix(result, "%s", file->path);
-    }
-    void *map = mmap(NULL, (size_t)file_size, PROT_READ, MAP_PRIVATE, file->fd, 0);
-    if (map == MAP_FAILED) {
-        FAIL_ERRNO(STATUS_IO, "%s: cannot be mapped", file->path);
-    }
-    file->map = map;
-    file->bytes = (size_t)file_size;
-    return STATUS_OK;
+    return result == STATUS_OK ? STATUS_OK : status_prefix(result, "%s", file->path);
 }
 
 static void add_file(struct checkpoint *checkpoint, char *path) {
@@ -306,9 +295,6 @@ void checkpoint_close(struct checkpoint *checkpoint) {
         if (checkpoint->files[i].fd >= 0) {
             close(checkpoint->files[i].fd);
         }
-        if (checkpoint->files[i].map != NULL) {
-            munmap(checkpoint->files[i].map, checkpoint->files[i].bytes);
-        }
         safetensors_free(checkpoint->files[i].header);
         free(checkpoint->files[i].path);
     }
@@ -359,15 +345,14 @@ uint64_t checkpoint_bytes(const struct checkpoint *checkpoint) {
     return checkpoint->bytes;
 }
 
-/* Brings the pages of a range in, so that what cannot be read is an error here and not a signal at the copy. */
-static enum status bring_in(const struct checkpoint_file *file, uint64_t begin, uint64_t end) {
+/* Brings the pages in, so that what cannot be read is an error here and not a signal at the copy. */
+static enum status bring_in(const struct checkpoint_file *file, uint64_t end, void *map, size_t bytes) {
     struct stat info;
-    uint64_t in_page = begin % (uint64_t)sysconf(_SC_PAGESIZE);
-    int fault = madvise(file->map + begin - in_page, end - begin + in_page, MADV_POPULATE_READ) == 0 ? 0 : errno;
+    int fault = madvise(map, bytes, MADV_POPULATE_READ) == 0 || errno == EINVAL ? 0 : errno; /* Linux 5.14 and newer */
     if (fstat(file->fd, &info) != 0 || (uint64_t)info.st_size < end) {
         FAIL(STATUS_IO, "%s: has become shorter than %" PRIu64 " bytes", file->path, end);
     }
-    if (fault != 0 && fault != EINVAL) { /* which Linux says before 5.14 */
+    if (fault != 0) {
         FAIL(STATUS_IO, "%s: bytes up to %" PRIu64 " cannot be read: %s", file->path, end, strerror(fault));
     }
     return STATUS_OK;
@@ -377,17 +362,18 @@ enum status checkpoint_read(const struct checkpoint *checkpoint, const struct ch
                             const struct checkpoint_span *span, void *dst) {
     const struct checkpoint_file *file = &checkpoint->files[tensor->file];
     uint64_t bytes = (uint64_t)(span->n_rows - 1) * span->pitch_bytes + span->run_bytes;
-    uint64_t begin = tensor->offset + span->offset;
     CHECK(span->n_rows > 0 && span->offset <= tensor->bytes && bytes <= tensor->bytes - span->offset,
           "%s: %" PRIu64 " bytes at %" PRIu64 " of %" PRIu64, tensor->name, bytes, span->offset, tensor->bytes);
-    TRY(bring_in(file, begin, begin + bytes));
-    for (uint32_t r = 0; r < span->n_rows; r++) {
-        memcpy((char *)dst + r * span->run_bytes, file->map + begin + r * span->pitch_bytes, span->run_bytes);
+    uint64_t begin = tensor->offset + span->offset;
+    size_t in_page = (size_t)(begin % (uint64_t)sysconf(_SC_PAGESIZE));
+    char *map = mmap(NULL, in_page + bytes, PROT_READ, MAP_PRIVATE, file->fd, (off_t)(begin - in_page));
+    if (map == MAP_FAILED) {
+        FAIL(STATUS_IO, "%s: cannot be mapped: %s", file->path, strerror(errno));
     }
-    return STATUS_OK;
-}
-
-void checkpoint_let_go(const struct checkpoint *checkpoint, uint32_t file) {
-    CHECK(file < checkpoint->n_files, "file %u of %u", file, checkpoint->n_files);
-    madvise(checkpoint->files[file].map, checkpoint->files[file].bytes, MADV_DONTNEED);
+    enum status status = bring_in(file, begin + bytes, map, in_page + bytes);
+    for (uint32_t r = 0; r < span->n_rows && status == STATUS_OK; r++) {
+        memcpy((char *)dst + r * span->run_bytes, map + in_page + r * span->pitch_bytes, span->run_bytes);
+    }
+    munmap(map, in_page + bytes);
+    return status;
 }

@@ -57,9 +57,8 @@ struct checkpoint_tensor {
     uint64_t bytes;
 };
 
-/* Opens the files, maps them and reads their headers; no tensor is read, and no page of one is brought in: what is
- * copied from mapped pages of the page cache comes faster than by read calls, which mark every page as used. Shard
- * names of the index must be plain names in `dir`; every tensor of the index must lie in the shard it names. */
+/* Opens the files and reads their headers; no tensor is read or mapped. Shard names of the index must be plain names
+ * in `dir`; every tensor of the index must lie in the shard it names. */
 enum status checkpoint_open(const char *dir, struct checkpoint **out);
 void checkpoint_close(struct checkpoint *checkpoint);
 
@@ -85,13 +84,11 @@ struct checkpoint_span {
     uint32_t n_rows; /* at least 1 */
 };
 
-/* Copies them into `dst`, side by side; any number of threads may do so at once. Only the pages of the ranges asked for
- * are brought in. Fails with STATUS_IO also when the file has become shorter; a range outside the tensor is a
- * programmer's error. */
+/* Copies them into `dst`, side by side; any number of threads may do so at once. The file's pages are mapped for the
+ * time of the call: from the page cache that is faster than read calls, which copy no faster and mark every page as
+ * used. Fails with STATUS_IO also when the file has become shorter; a range outside the tensor is a programmer's error.
+ */
 enum status checkpoint_read(const struct checkpoint *checkpoint, const struct checkpoint_tensor *tensor,
                             const struct checkpoint_span *span, void *dst);
-
-/* Drops this process's hold on the pages of a file that it will not read any more. */
-void checkpoint_let_go(const struct checkpoint *checkpoint, uint32_t file);
 
 #endif

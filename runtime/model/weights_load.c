@@ -37,7 +37,6 @@ struct loader {
     atomic_bool failed;
     pthread_mutex_t lock; /* of what follows */
     uint64_t done;
-    size_t *file_jobs; /* of each file of the checkpoint, jobs to be done yet */
     enum status status;
     char text[512];
 };
@@ -141,7 +140,6 @@ static enum status find_missing(const struct loader *loader) {
 static enum status list_stored(struct loader *loader) {
     const struct weights_load *load = loader->load;
     TRY(find_missing(loader));
-    loader->file_jobs = xcalloc(checkpoint_file_count(loader->checkpoint), sizeof loader->file_jobs[0]);
     for (size_t i = 0; i < checkpoint_count(loader->checkpoint); i++) {
         struct job job = {.tensor = checkpoint_tensor_at(loader->checkpoint, i)};
         if (is_ignored(load->config, job.tensor->name)) {
@@ -151,9 +149,7 @@ static enum status list_stored(struct loader *loader) {
             FAIL(STATUS_INVALID, "tensor %s does not belong to the model that config.json describes", job.tensor->name);
         }
         TRY(check_tensor(job.tensor, &job.slice));
-        size_t before = loader->n_jobs;
         add_jobs(loader, job, job.slice.n_rows, job.slice.n_cols * dtype_bytes(job.tensor->dtype));
-        loader->file_jobs[job.tensor->file] += loader->n_jobs - before;
     }
     return STATUS_OK;
 }
@@ -275,20 +271,12 @@ static enum status run_job(const struct loader *loader, const struct job *job, s
 
 static void report(struct loader *loader, const struct job *job) {
     const struct weights_load *load = loader->load;
-    bool was_last = false;
-    if (job->tensor == NULL) {
-        return;
-    }
     pthread_mutex_lock(&loader->lock);
     loader->done += stored_bytes(job);
-    was_last = --loader->file_jobs[job->tensor->file] == 0;
-    if (load->progress != NULL) {
+    if (load->progress != NULL && job->tensor != NULL) {
         load->progress(load->context, loader->done, loader->total);
     }
     pthread_mutex_unlock(&loader->lock);
-    if (was_last) { /* one thread's work, beside the others' next file */
-        checkpoint_let_go(loader->checkpoint, job->tensor->file);
-    }
 }
 
 static void fail(struct loader *loader, enum status status) {
@@ -403,7 +391,6 @@ enum status weights_load(const struct weights_load *load, const struct checkpoin
     pthread_mutex_init(&loader.lock, NULL);
     enum status status = run(&loader);
     pthread_mutex_destroy(&loader.lock);
-    free(loader.file_jobs);
     free(loader.jobs);
     return status;
 }
