@@ -1,11 +1,9 @@
-#define _DEFAULT_SOURCE /* madvise */
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -345,35 +343,10 @@ uint64_t checkpoint_bytes(const struct checkpoint *checkpoint) {
     return checkpoint->bytes;
 }
 
-/* Brings the pages in, so that what cannot be read is an error here and not a signal at the copy. */
-static enum status bring_in(const struct checkpoint_file *file, uint64_t end, void *map, size_t bytes) {
-    struct stat info;
-    int fault = madvise(map, bytes, MADV_POPULATE_READ) == 0 || errno == EINVAL ? 0 : errno; /* Linux 5.14 and newer */
-    if (fstat(file->fd, &info) != 0 || (uint64_t)info.st_size < end) {
-        FAIL(STATUS_IO, "%s: has become shorter than %" PRIu64 " bytes", file->path, end);
-    }
-    if (fault != 0) {
-        FAIL(STATUS_IO, "%s: bytes up to %" PRIu64 " cannot be read: %s", file->path, end, strerror(fault));
-    }
-    return STATUS_OK;
-}
-
 enum status checkpoint_read(const struct checkpoint *checkpoint, const struct checkpoint_tensor *tensor,
-                            const struct checkpoint_span *span, void *dst) {
+                            uint64_t offset_in_tensor, void *dst, size_t bytes) {
+    CHECK(offset_in_tensor <= tensor->bytes && bytes <= tensor->bytes - offset_in_tensor,
+          "%s: %zu bytes at %" PRIu64 " of %" PRIu64, tensor->name, bytes, offset_in_tensor, tensor->bytes);
     const struct checkpoint_file *file = &checkpoint->files[tensor->file];
-    uint64_t bytes = (uint64_t)(span->n_rows - 1) * span->pitch_bytes + span->run_bytes;
-    CHECK(span->n_rows > 0 && span->offset <= tensor->bytes && bytes <= tensor->bytes - span->offset,
-          "%s: %" PRIu64 " bytes at %" PRIu64 " of %" PRIu64, tensor->name, bytes, span->offset, tensor->bytes);
-    uint64_t begin = tensor->offset + span->offset;
-    size_t in_page = (size_t)(begin % (uint64_t)sysconf(_SC_PAGESIZE));
-    char *map = mmap(NULL, in_page + bytes, PROT_READ, MAP_PRIVATE, file->fd, (off_t)(begin - in_page));
-    if (map == MAP_FAILED) {
-        FAIL(STATUS_IO, "%s: cannot be mapped: %s", file->path, strerror(errno));
-    }
-    enum status status = bring_in(file, begin + bytes, map, in_page + bytes);
-    for (uint32_t r = 0; r < span->n_rows && status == STATUS_OK; r++) {
-        memcpy((char *)dst + r * span->run_bytes, map + in_page + r * span->pitch_bytes, span->run_bytes);
-    }
-    munmap(map, in_page + bytes);
-    return status;
+    return read_at(file->fd, file->path, tensor->offset + offset_in_tensor, dst, bytes);
 }

@@ -76,19 +76,9 @@ const char *checkpoint_file_path(const struct checkpoint *checkpoint, uint32_t f
 /* Sum of all tensors' bytes. */
 uint64_t checkpoint_bytes(const struct checkpoint *checkpoint);
 
-/* A part of each of some rows of a tensor: n_rows times run_bytes, pitch_bytes from one to the next (at least
- * run_bytes), from `offset` bytes in the tensor on. */
-struct checkpoint_span {
-    uint64_t offset;
-    size_t run_bytes, pitch_bytes;
-    uint32_t n_rows; /* at least 1 */
-};
-
-/* Copies them into `dst`, side by side; any number of threads may do so at once. The file's pages are mapped for the
- * time of the call: from the page cache that is faster than read calls, which copy no faster and mark every page as
- * used. Fails with STATUS_IO also when the file has become shorter; a range outside the tensor is a programmer's error.
- */
+/* Reads `bytes` bytes from `offset_in_tensor` on into `dst` by pread; any number of threads may read at once. Fails
+ * with STATUS_IO also when the file has become shorter; a range outside the tensor is a programmer's error. */
 enum status checkpoint_read(const struct checkpoint *checkpoint, const struct checkpoint_tensor *tensor,
-                            const struct checkpoint_span *span, void *dst);
+                            uint64_t offset_in_tensor, void *dst, size_t bytes);
 
 #endif

@@ -13,6 +13,8 @@
  * 12 threads each: 45 GB/s a card): smaller ones pay more calls, larger ones leave the processor's cache. */
 #define JOB_BYTES ((size_t)2 << 20)
 #define N_STAGES 2
+/* Pieces of rows shorter than a page are picked out of whole rows: a system call each would cost more. */
+#define SHORT_RUN 4096
 #define MAX_THREADS 16
 #define F16_MAX 65504.0f
 
@@ -52,11 +54,19 @@ struct scratch {
     struct kernel_stream *stream;
     struct stage stages[N_STAGES];
     uint32_t next_stage;
+    void *rows; /* whole rows, of which pieces are picked */
+    size_t rows_bytes;
     void *stored; /* a job's elements as stored, when they are to be converted */
     size_t stored_bytes;
 };
 
 /* ---- the list of jobs */
+
+/* Whether whole rows are read to pick pieces out of them. */
+static bool reads_whole_rows(const struct job *job) {
+    size_t run = (size_t)job->slice.n_cols * dtype_bytes(job->tensor->dtype);
+    return job->slice.n_cols == job->slice.cols || run < SHORT_RUN;
+}
 
 /* As many rows of a job's slice (or table) at a time as JOB_BYTES hold. */
 static void add_jobs(struct loader *loader, struct job job, uint32_t n_rows, size_t row_bytes) {
@@ -149,7 +159,8 @@ static enum status list_stored(struct loader *loader) {
             FAIL(STATUS_INVALID, "tensor %s does not belong to the model that config.json describes", job.tensor->name);
         }
         TRY(check_tensor(job.tensor, &job.slice));
-        add_jobs(loader, job, job.slice.n_rows, job.slice.n_cols * dtype_bytes(job.tensor->dtype));
+        uint32_t columns = reads_whole_rows(&job) ? job.slice.cols : job.slice.n_cols;
+        add_jobs(loader, job, job.slice.n_rows, columns * dtype_bytes(job.tensor->dtype));
     }
     return STATUS_OK;
 }
@@ -199,17 +210,28 @@ static void *at_least(void *memory, size_t *have, size_t need) {
 }
 
 /* The job's elements, row after row, into `out`. */
-static enum status read_rows(const struct loader *loader, const struct job *job, void *out) {
+static enum status read_rows(const struct loader *loader, const struct job *job, struct scratch *scratch, void *out) {
     const struct shard_slice *slice = &job->slice;
     size_t element = dtype_bytes(job->tensor->dtype);
     size_t pitch = slice->cols * element;
-    const struct checkpoint_span span = {
-        .offset = (uint64_t)(slice->row_first + job->row_first) * pitch + slice->col_first * element,
-        .run_bytes = slice->n_cols * element,
-        .pitch_bytes = pitch,
-        .n_rows = job->n_rows,
-    };
-    return checkpoint_read(loader->checkpoint, job->tensor, &span, out);
+    size_t run = slice->n_cols * element;
+    uint64_t start = (uint64_t)(slice->row_first + job->row_first) * pitch;
+    if (run == pitch) {
+        return checkpoint_read(loader->checkpoint, job->tensor, start, out, job->n_rows * pitch);
+    }
+    if (!reads_whole_rows(job)) {
+        for (uint32_t r = 0; r < job->n_rows; r++) {
+            TRY(checkpoint_read(loader->checkpoint, job->tensor, start + r * pitch + slice->col_first * element,
+                                (char *)out + r * run, run));
+        }
+        return STATUS_OK;
+    }
+    scratch->rows = at_least(scratch->rows, &scratch->rows_bytes, job->n_rows * pitch);
+    TRY(checkpoint_read(loader->checkpoint, job->tensor, start, scratch->rows, job->n_rows * pitch));
+    for (uint32_t r = 0; r < job->n_rows; r++) {
+        memcpy((char *)out + r * run, (const char *)scratch->rows + r * pitch + slice->col_first * element, run);
+    }
+    return STATUS_OK;
 }
 
 static float to_float(const void *data, size_t i, enum dtype dtype) {
@@ -249,11 +271,11 @@ static enum status make_ready(const struct loader *loader, const struct job *job
     enum dtype source = job->tensor->dtype;
     enum dtype target = weights_dtype(loader->load, &job->slice);
     if (source == target) {
-        return read_rows(loader, job, out);
+        return read_rows(loader, job, scratch, out);
     }
     size_t count = (size_t)job->n_rows * job->slice.n_cols;
     scratch->stored = at_least(scratch->stored, &scratch->stored_bytes, count * dtype_bytes(source));
-    TRY(read_rows(loader, job, scratch->stored));
+    TRY(read_rows(loader, job, scratch, scratch->stored));
     return convert(job->tensor->name, scratch->stored, source, out, target, count);
 }
 
@@ -324,6 +346,7 @@ static void close_scratch(const struct loader *loader, struct scratch *scratch) 
             load->kernels->event_destroy(scratch->stages[i].copied);
         }
     }
+    free(scratch->rows);
     free(scratch->stored);
 }
 
