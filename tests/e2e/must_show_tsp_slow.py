@@ -9,9 +9,9 @@ import time
 import tsp_codec as tsp
 from support import Server, expect, expect_equal, main, test, wait_for
 from tsp_client import STREAMS, Connection, Request, ask
+from tsp_load import CONNECTIONS
 
 STOP_S = float(os.environ.get("STOP_S", "30"))
-CONNECTIONS = 8
 SLOW_TOKENS = 3900
 
 
