@@ -20,6 +20,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 
 #include "benchmarks/support_loopback.h"
@@ -74,14 +75,16 @@ static void take_tokens(const struct job *job, uint64_t n, bool first) {
     }
 }
 
-/* All that came over this process' TCP connections, of which a client may show no descriptor. */
-static uint64_t received_bytes(void) {
+/* What was read from this process' TCP connections, of which a client may show no descriptor. */
+static uint64_t read_bytes(void) {
     uint64_t bytes = 0;
     for (int fd = 0; fd < FILES_MAX; fd++) {
         struct tcp_info info = {0};
         socklen_t size = sizeof info;
-        if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) == 0) {
+        int unread = 0;
+        if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) == 0 && ioctl(fd, FIONREAD, &unread) == 0) {
             bytes += info.tcpi_bytes_received;
+            bytes -= (uint64_t)unread;
         }
     }
     return bytes;
@@ -126,7 +129,7 @@ static void run_library(const struct job *job) {
             atomic_fetch_add(&job->tally->ended, 1);
         }
     } while (stream != NULL && !is_stopped(job));
-    atomic_store(&job->tally->bytes, received_bytes());
+    atomic_store(&job->tally->bytes, read_bytes());
     tandem_client_free(client);
 }
 
@@ -194,7 +197,7 @@ static void run_http(const struct job *job) {
             }
         }
     }
-    atomic_store(&job->tally->bytes, received_bytes());
+    atomic_store(&job->tally->bytes, read_bytes());
 }
 
 /* A process that stays until it is stopped: the kernel counts its CPU time for as long. */
