@@ -54,7 +54,7 @@ def run_kills(config, choose_victim, what):
         kill(victim)
         wait_for_new_tokens(server, load, victim, losses)
         again = time.monotonic()
-        wait_for(lambda: load.failures or load.went_on(again), f"every request to go on after kill {len(kills) + 1}", 120)
+        wait_for(lambda: load.failures or load.went_on(again), f"all to go on after kill {len(kills) + 1}", 120)
         kills.append((killed, time.monotonic()))
     load.stop()
     expect_equal(len(kills), KILLS, "kills")
