@@ -70,4 +70,17 @@ def serve_counts_every_token():
     expect_equal((row["failed"], row["tokens"]), (0, 6 * 8), f"{row}")
 
 
+@test(seconds=300)
+def streams_cost_beside_events():
+    rows = rows_of("bench_stream", "--streams", "3", "--tokens", "300", "--rounds", "1")["stream"]
+    expect_equal([(row["steps"], row["over"], row["sockets"]) for row in rows],
+                 [(steps, over, 3 if over == "sse" else 1) for steps in ("at once", "paced") for over in ("sse", "tsp")],
+                 "measurements")
+    for row in rows:
+        costs = [row[name] for name in ("engine_s", "loop_s", "client_s", "bare_send_s", "bare_read_s")]
+        expect(all(cost > 0 for cost in costs), f"{row}")
+    bytes_of = {(row["steps"], row["over"]): row["token_bytes"] for row in rows}
+    expect(bytes_of["paced", "tsp"] < bytes_of["paced", "sse"], f"{bytes_of}")
+
+
 main()

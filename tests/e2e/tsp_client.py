@@ -124,7 +124,7 @@ class Request:
         self.usage = None
         self.error = None
         self.choices = []
-        self.times = []
+        self.times = []  # of TOKENS
 
     def _credit(self, tag):
         self.granted = self.credit or 0
@@ -150,7 +150,6 @@ class Request:
     def take(self, connection, frame):
         """Takes a frame of this request; True when it was the last one."""
         kind, flags, stream, fields = frame
-        self.times.append(time.monotonic())
         if kind == tsp.ACCEPTED:
             assert tsp.value(fields, 1) == self.id
             if not self.accepted:
@@ -170,6 +169,7 @@ class Request:
         return False
 
     def _take_tokens(self, connection, stream, fields):
+        self.times.append(time.monotonic())
         choice = self.choices[tsp.number(fields, 1)]
         ids = tsp.ids(fields, 5)
         offset = tsp.number(fields, 3)
