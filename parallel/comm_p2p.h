@@ -34,7 +34,7 @@ static inline size_t comm_p2p_words(uint32_t world) {
 
 /* Device memory that a rank's peers push into: two turns of slots for each rank. Half of every packet is flags. */
 static inline size_t comm_p2p_memory_bytes(uint32_t world) {
-    return 2 * world * (2 * comm_p2p_packets_bytes(world) + comm_p2p_most_bytes(world)) +
+    return (size_t)2 * world * (2 * comm_p2p_packets_bytes(world) + comm_p2p_most_bytes(world)) +
            comm_p2p_words(world) * sizeof(uint32_t);
 }
 
