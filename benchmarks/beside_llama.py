@@ -7,13 +7,14 @@ llama-bench and llama-batched-bench, each GGUF is the same model in one number f
 for each core: tandem with TP 2 half of them in each rank. Item by item each has its turn, so that whatever else the
 machine does disturbs them alike. Prints the median of the rounds, with the least and the most, and for batch 1 the
 share of the read bandwidth: the bytes that a step must read, times steps a second, over the best bandwidth that was
-seen in the run. Standard library only."""
+seen in the run. Each figure goes to standard error as it comes. Standard library only."""
 import argparse
 import json
 import os
 import re
 import statistics
 import subprocess
+import sys
 
 STEPS = 64
 CONTEXT = 8
@@ -90,10 +91,11 @@ def main():
     items = {"decode, batch 1": lambda one: one.decode(1), "decode, batch 16": lambda one: one.decode(16),
              f"prefill of {PROMPT}": lambda one: one.prefill()}
     seen = {}
-    for _ in range(options.rounds):
+    for turn in range(options.rounds):
         for item, measure in items.items():
             for one in contenders:
                 seen.setdefault((one, item), []).append(measure(one))
+                print(f"round {turn + 1}, {item}, {one.name}: {seen[one, item][-1]:.1f}", file=sys.stderr, flush=True)
     print(f"tokens/s, median (least-most) of {options.rounds} rounds in turns, {os.cpu_count()} threads, "
           f"read bandwidth {Tandem.best_bandwidth:.1f} GB/s\n")
     print(f"{'':32}" + "".join(f"{item:>24}" for item in items) + f"{'of bandwidth, batch 1':>24}")
