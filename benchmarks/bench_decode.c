@@ -11,6 +11,8 @@
  * Above stand the kinds of op of the step, each played back alone, in a graph: its own floor, and how far it is from
  * it. What they sum up to beyond "graph" is overlap between kernels, what is missing is what one op costs the next.
  *
+ * --no-ops leaves out "graph" and the table of ops: only what a user sees is measured, in seconds.
+ *
  * --trace has the card itself tell when which kernel ran (benchmarks/support_trace.h): each kernel's time within the
  * step, and how long the card had nothing to do. */
 #include <math.h>
@@ -30,7 +32,7 @@
 #define FLAGS                                                                                                          \
     (1u << OPTION_MODEL | 1u << OPTION_BACKEND | 1u << OPTION_TP | 1u << OPTION_BATCH | 1u << OPTION_CONTEXT |         \
      1u << OPTION_STEPS | 1u << OPTION_TEMPERATURE | 1u << OPTION_RANDOM_WEIGHTS | 1u << OPTION_WORKERS |              \
-     1u << OPTION_TRACE | 1u << OPTION_JSON)
+     1u << OPTION_TRACE | 1u << OPTION_NO_OPS | 1u << OPTION_JSON)
 #define MAX_TOKENS 256u
 #define MAX_SHAPES 32
 #define SPARE_STEPS 8u /* before and between what is measured */
@@ -152,7 +154,9 @@ static void run_shapes(struct rank *rank) {
         struct shape_result result = {.executor = {.mean = 0}};
         struct breakdown_step step = breakdown_step(&bench.shapes[i]);
         run_executor(rank, &bench.shapes[i], &result);
-        if (!bench.options.trace) {
+        if (bench.options.no_ops) {
+            breakdown_count(rank, &step, &result.breakdown);
+        } else if (!bench.options.trace) {
             breakdown_run(rank, &step, bench.options.steps, &result.breakdown);
         }
         if (rank->init.rank == 0) {
@@ -215,14 +219,16 @@ static void report_step(uint32_t tp, const struct shape *shape, const struct sha
     const struct breakdown *parts = &result->breakdown;
     double floor_us = breakdown_floor_us(ceiling, parts->bytes, parts->flops);
     bool worker = result->worker.mean > 0;
+    bool ops = !bench.options.no_ops;
     const struct spread *whole = worker ? &result->worker : &result->executor;
     REPORT_ROW("step", CELL("tp", tp, 0), CELL("batch", shape->batch, 0), CELL("context", shape->context, 0),
-               CELL("floor_ms", floor_us * 1e-3, 3), CELL("graph_ms", parts->graph_us * 1e-3, 3),
+               CELL("floor_ms", floor_us * 1e-3, 3), CELL("graph_ms", ops ? parts->graph_us * 1e-3 : NAN, 3),
                CELL("executor_ms", result->executor.mean * 1e-3, 3),
                CELL("worker_ms", worker ? result->worker.mean * 1e-3 : NAN, 3), CELL("p50_ms", whole->median * 1e-3, 3),
                CELL("p99_ms", whole->p99 * 1e-3, 3), CELL("of_floor_%", 100 * floor_us / whole->mean, 1),
-               CELL("collectives_%", 100 * breakdown_collective_us(parts) / parts->graph_us, 1),
-               CELL("idle_us", whole->mean - parts->graph_us, 0), CELL("launch_us", parts->launch_us, 0),
+               CELL("collectives_%", ops ? 100 * breakdown_collective_us(parts) / parts->graph_us : NAN, 1),
+               CELL("idle_us", ops ? whole->mean - parts->graph_us : NAN, 0),
+               CELL("launch_us", ops ? parts->launch_us : NAN, 0),
                CELL("tokens_per_s", shape->batch * 1e6 / whole->mean, 1),
                CELL("efficiency_%", one != NULL ? 100 * one->executor.mean / result->executor.mean / tp : NAN, 1));
 }
@@ -268,7 +274,7 @@ static void report_results(uint32_t t, const struct ceiling *ceiling, struct sha
     for (uint32_t i = 0; i < bench.n_shapes && bench.options.trace; i++) {
         report_trace(tp, &bench.shapes[i], &results[t][i].trace);
     }
-    for (uint32_t i = 0; i < bench.n_shapes && !bench.options.trace; i++) {
+    for (uint32_t i = 0; i < bench.n_shapes && !bench.options.trace && !bench.options.no_ops; i++) {
         struct breakdown_step step = breakdown_step(&bench.shapes[i]);
         breakdown_report(&results[t][i].breakdown, ceiling, tp, &step);
     }

@@ -5,7 +5,8 @@
  * The prompt is put into the ranks' executors in chunks, as the engine does, and the time runs from the first chunk
  * going in to the first new token coming out. "of_peak_%" is the floating-point operations of one rank (matrix products
  * and causal attention) over what its largest product reached in the same run: the model's utilisation (MFU). Below
- * stand the kinds of op of the last chunk, each played back alone; its floor is the longer of reading and computing. */
+ * stand the kinds of op of the last chunk, each played back alone; its floor is the longer of reading and computing.
+ * --no-ops leaves them out. */
 #include <math.h>
 #include <stdlib.h>
 
@@ -20,7 +21,7 @@
 
 #define FLAGS                                                                                                          \
     (1u << OPTION_MODEL | 1u << OPTION_BACKEND | 1u << OPTION_TP | 1u << OPTION_PROMPT | 1u << OPTION_CHUNK |          \
-     1u << OPTION_STEPS | 1u << OPTION_RANDOM_WEIGHTS | 1u << OPTION_JSON)
+     1u << OPTION_STEPS | 1u << OPTION_RANDOM_WEIGHTS | 1u << OPTION_NO_OPS | 1u << OPTION_JSON)
 
 struct prompt_result {
     struct spread us; /* of the whole prompt */
@@ -97,7 +98,9 @@ static void run_prompts(struct rank *rank) {
         }
         result.us = spread_of(us, options.steps);
         struct breakdown_step step = breakdown_step(prompt);
-        breakdown_run(rank, &step, 0, &result.breakdown);
+        if (!options.no_ops) {
+            breakdown_run(rank, &step, 0, &result.breakdown);
+        }
         if (rank->init.rank == 0) {
             shared[i] = result;
         }
@@ -144,7 +147,7 @@ int main(int argc, char **argv) {
         struct group_config config = config_for(tp);
         struct ceiling share = ceiling_share(&ceiling, options.backend, tp);
         group_run(&config, run_prompts, results[t], sizeof results[t]);
-        for (uint32_t i = 0; i < options.prompt.n; i++) {
+        for (uint32_t i = 0; i < options.prompt.n && !options.no_ops; i++) {
             struct breakdown_step step = breakdown_step(options.prompt.at[i]);
             breakdown_report(&results[t][i].breakdown, &share, tp, &step);
         }

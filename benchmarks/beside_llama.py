@@ -2,56 +2,80 @@
 
     beside_llama.py BENCHMARKS DIR LLAMA_BIN_FOLDER GGUF... [--rounds N]
 
-BENCHMARKS is the folder of bench_decode and bench_prefill, DIR the Hugging Face directory; LLAMA_BIN_FOLDER holds llama-bench and
-llama-batched-bench, each GGUF is the same model in one number format. Prints the median of every figure, and for ours
-the share of the read bandwidth that was measured in the same runs. Standard library only."""
+BENCHMARKS is the folder of bench_decode and bench_prefill, DIR the Hugging Face directory; LLAMA_BIN_FOLDER holds
+llama-bench and llama-batched-bench, each GGUF is the same model in one number format. Every contender has one thread
+for each core: tandem with TP 2 half of them in each rank. Item by item each has its turn, so that whatever else the
+machine does disturbs them alike. Prints the median of the rounds, with the least and the most, and for batch 1 the
+share of the read bandwidth: the bytes that a step must read, times steps a second, over the best bandwidth that was
+seen in the run. Each figure goes to standard error as it comes. Standard library only."""
 import argparse
 import json
 import os
 import re
 import statistics
 import subprocess
+import sys
+
+STEPS = 64
+CONTEXT = 8
+PROMPT = 512
 
 
 def run(*command):
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return subprocess.run([str(word) for word in command], check=True, capture_output=True, text=True).stdout
 
 
-def rows_of(program, model, *flags):
-    """The rows of one of our benchmarks, by what they are about."""
-    rows = {}
-    for line in run(program, "--model", model, "--backend", "cpu", "--tp", "1,2", "--json", *flags).splitlines():
-        row = json.loads(line)
-        rows.setdefault(row["row"], []).append(row)
-    return rows
+class Tandem:
+    best_bandwidth = 0  # GB/s, of all runs
+
+    def __init__(self, folder, model, tp):
+        self.name = f"tandem, TP {tp} x {os.cpu_count() // tp} threads"
+        self.folder = folder
+        self.flags = ["--model", model, "--backend", "cpu", "--tp", tp, "--no-ops", "--json"]
+        self.tp = tp
+
+    def rows(self, program, *flags):
+        """What the program prints, a row by its name."""
+        lines = run(f"{self.folder}/{program}", *self.flags, *flags).splitlines()
+        rows = {row["row"]: row for row in map(json.loads, lines)}
+        Tandem.best_bandwidth = max(Tandem.best_bandwidth, rows["ceiling"]["read_gb_per_s"])
+        return rows
+
+    def decode(self, batch):
+        rows = self.rows("bench_decode", "--batch", batch, "--context", CONTEXT, "--steps", STEPS)
+        if batch == 1:  # the floor is of one rank, and of its share of the bandwidth
+            self.step_gb = rows["step"]["floor_ms"] * 1e-3 * rows["ceiling"]["read_gb_per_s"]
+        return rows["step"]["tokens_per_s"]
+
+    def prefill(self):
+        rows = self.rows("bench_prefill", "--prompt", PROMPT, "--chunk", PROMPT, "--steps", 3)
+        return rows["prompt"]["tokens_per_s"]
 
 
-def ours(folder, model):
-    figures = {}
-    decode = rows_of(f"{folder}/bench_decode", model, "--batch", "1,16", "--context", "8", "--steps", "128")
-    prefill = rows_of(f"{folder}/bench_prefill", model, "--prompt", "512", "--chunk", "512", "--steps", "3")
-    for row in decode["step"]:
-        figures[f"tandem TP {row['tp']}", f"decode, batch {row['batch']}"] = row["tokens_per_s"]
-        if row["batch"] == 1:
-            figures[f"tandem TP {row['tp']}", "share of read bandwidth"] = row["of_floor_%"] / 100
-    for row in prefill["prompt"]:
-        figures[f"tandem TP {row['tp']}", "prefill 512"] = row["tokens_per_s"]
-    return figures
+class Llama:
+    def __init__(self, folder, gguf):
+        self.name = f"llama.cpp, {os.path.basename(gguf)}"
+        self.folder = folder
+        self.gguf = gguf
+
+    def bench(self, *flags):
+        rows = json.loads(run(f"{self.folder}/llama-bench", "-m", self.gguf, "-t", os.cpu_count(), "-o", "json", *flags))
+        return rows[0]["avg_ts"]
+
+    def decode(self, batch):
+        if batch == 1:
+            return self.bench("-p", 0, "-n", STEPS, "-r", 1)
+        table = run(f"{self.folder}/llama-batched-bench", "-m", self.gguf, "-t", os.cpu_count(), "-c", 4096, "-npp",
+                    CONTEXT, "-ntg", STEPS, "-npl", batch)
+        row = re.findall(rf"^\|\s*{CONTEXT}\s*\|.*$", table, re.M)[0].strip("|").split("|")
+        return float(row[7])  # PP TG B N_KV T_PP S_PP T_TG S_TG ...
+
+    def prefill(self):
+        return self.bench("-p", PROMPT, "-n", 0, "-r", 3)
 
 
-def theirs(folder, gguf, threads):
-    name = f"llama.cpp {os.path.basename(gguf)}"
-    rows = json.loads(run(f"{folder}/llama-bench", "-m", gguf, "-t", threads, "-p", "512", "-n", "128", "-r", "3",
-                          "-o", "json"))
-    figures = {}
-    for row in rows:
-        shape = "prefill 512" if row["n_prompt"] > 0 else "decode, batch 1"
-        figures[name, shape] = row["avg_ts"]
-    table = run(f"{folder}/llama-batched-bench", "-m", gguf, "-t", threads, "-c", "4096", "-npp", "8", "-ntg", "128",
-                "-npl", "16")
-    row = [cell.strip() for cell in re.findall(r"^\|\s*8\s*\|.*$", table, re.M)[0].strip("|").split("|")]
-    figures[name, "decode, batch 16"] = float(row[7])  # PP TG B N_KV T_PP S_PP T_TG S_TG ...
-    return figures
+def cell(values):
+    return f"{statistics.median(values):.1f} ({min(values):.0f}-{max(values):.0f})"
 
 
 def main():
@@ -62,24 +86,25 @@ def main():
     parser.add_argument("gguf", nargs="+")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    threads = str(os.cpu_count())
-    figures = {}
-    for _ in range(options.rounds):
-        parts = [ours(options.benchmarks, options.model)]
-        parts += [theirs(options.llama, gguf, threads) for gguf in options.gguf]
-        for part in parts:
-            for key, value in part.items():
-                figures.setdefault(key, []).append(value)
-    shapes = ["decode, batch 1", "share of read bandwidth", "decode, batch 16", "prefill 512"]
-    print(f"medians of {options.rounds} rounds in turns, {threads} threads\n")
-    print(f"{'tokens/s':34}" + "".join(f"{shape:>26}" for shape in shapes))
-    for name in dict.fromkeys(name for name, _ in figures):
-        cells = []
-        for shape in shapes:
-            values = figures.get((name, shape))
-            cells.append("-" if not values else f"{statistics.median(values):.2f}" if "share" in shape
-                         else f"{statistics.median(values):.1f}")
-        print(f"{name:34}" + "".join(f"{cell:>26}" for cell in cells))
+    contenders = [Tandem(options.benchmarks, options.model, tp) for tp in (1, 2)]
+    contenders += [Llama(options.llama, gguf) for gguf in options.gguf]
+    items = {"decode, batch 1": lambda one: one.decode(1), "decode, batch 16": lambda one: one.decode(16),
+             f"prefill of {PROMPT}": lambda one: one.prefill()}
+    seen = {}
+    for turn in range(options.rounds):
+        for item, measure in items.items():
+            for one in contenders:
+                seen.setdefault((one, item), []).append(measure(one))
+                print(f"round {turn + 1}, {item}, {one.name}: {seen[one, item][-1]:.1f}", file=sys.stderr, flush=True)
+    print(f"tokens/s, median (least-most) of {options.rounds} rounds in turns, {os.cpu_count()} threads, "
+          f"read bandwidth {Tandem.best_bandwidth:.1f} GB/s\n")
+    print(f"{'':32}" + "".join(f"{item:>24}" for item in items) + f"{'of bandwidth, batch 1':>24}")
+    for one in contenders:
+        share = "-"
+        if isinstance(one, Tandem):
+            rate = statistics.median(seen[one, "decode, batch 1"])
+            share = f"{100 * one.step_gb * rate / Tandem.best_bandwidth:.0f} %"
+        print(f"{one.name:32}" + "".join(f"{cell(seen[one, item]):>24}" for item in items) + f"{share:>24}")
 
 
 main()

@@ -90,8 +90,9 @@ static double time_kind(const struct device *device, const struct tape *tape, ui
     return us;
 }
 
-static void time_kinds(const struct device *device, const struct step_batch *batch, const struct breakdown_step *step,
-                       struct breakdown *breakdown) {
+/* The step on tape, and what stands on it. */
+static struct tape *record_kinds(const struct device *device, const struct step_batch *batch,
+                                 const struct breakdown_step *step, struct breakdown *breakdown) {
     struct tape *tape;
     uint64_t q_len = step->q_len;
     struct tape_load load = {.kv_tokens = (uint64_t)step->rows * (step->pos + q_len),
@@ -101,29 +102,44 @@ static void time_kinds(const struct device *device, const struct step_batch *bat
     CHECK(breakdown->n_kinds <= BREAKDOWN_KINDS, "%u kinds of op", breakdown->n_kinds);
     for (uint32_t i = 0; i < breakdown->n_kinds; i++) {
         const struct tape_kind *kind = tape_kind(tape, i);
-        bool moot = device->model->shard.world == 1 && kind->collective;
         breakdown->kinds[i].kind = *kind;
-        breakdown->kinds[i].us = moot ? 0 : time_kind(device, tape, i);
         breakdown->bytes += kind->bytes;
         breakdown->flops += kind->flops;
     }
-    tape_free(tape);
+    return tape;
 }
 
-void breakdown_run(struct rank *rank, const struct breakdown_step *step, uint32_t launches,
-                   struct breakdown *breakdown) {
-    struct model *model = model_executor_model(rank->executor);
-    struct device device = {.rank = rank, .model = model, .kernels = model->kernels};
-    *breakdown = (struct breakdown){.n_kinds = 0};
-    must(device.kernels->stream_create(model->device, &device.stream));
-    put_rows(&device, step);
-    put_lengths(&device, step);
-    struct step_batch batch = {.rows = model->buffers.rows,
+static struct step_batch batch_of(const struct model *model, const struct breakdown_step *step) {
+    return (struct step_batch){.rows = model->buffers.rows,
                                .n_rows = step->rows,
                                .n_tokens = step->rows * step->q_len,
                                .n_sampled = step->rows,
                                .max_kv_len = step->max_kv_len,
                                .greedy = step->greedy};
+}
+
+static struct device device_of(struct rank *rank, struct breakdown *breakdown) {
+    struct model *model = model_executor_model(rank->executor);
+    struct device device = {.rank = rank, .model = model, .kernels = model->kernels};
+    *breakdown = (struct breakdown){.n_kinds = 0};
+    must(device.kernels->stream_create(model->device, &device.stream));
+    return device;
+}
+
+void breakdown_count(struct rank *rank, const struct breakdown_step *step, struct breakdown *breakdown) {
+    struct device device = device_of(rank, breakdown);
+    struct step_batch batch = batch_of(device.model, step);
+    tape_free(record_kinds(&device, &batch, step, breakdown));
+    device.kernels->stream_destroy(device.stream);
+}
+
+void breakdown_run(struct rank *rank, const struct breakdown_step *step, uint32_t launches,
+                   struct breakdown *breakdown) {
+    struct device device = device_of(rank, breakdown);
+    struct model *model = device.model;
+    put_rows(&device, step);
+    put_lengths(&device, step);
+    struct step_batch batch = batch_of(model, step);
     must(forward_enqueue(model, device.stream, &batch)); /* what a first time costs */
     must(device.kernels->stream_sync(device.stream));
     put_lengths(&device, step);
@@ -131,7 +147,12 @@ void breakdown_run(struct rank *rank, const struct breakdown_step *step, uint32_
         breakdown->graph_us = time_step(&device, &batch, launches, &breakdown->launch_us);
         put_lengths(&device, step);
     }
-    time_kinds(&device, &batch, step, breakdown);
+    struct tape *tape = record_kinds(&device, &batch, step, breakdown);
+    for (uint32_t i = 0; i < breakdown->n_kinds; i++) {
+        bool moot = model->shard.world == 1 && breakdown->kinds[i].kind.collective;
+        breakdown->kinds[i].us = moot ? 0 : time_kind(&device, tape, i);
+    }
+    tape_free(tape);
     device.kernels->stream_destroy(device.stream);
 }
 

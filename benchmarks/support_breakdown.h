@@ -16,7 +16,7 @@ struct breakdown_step {
 };
 
 struct breakdown {
-    double graph_us;  /* of the whole step */
+    double graph_us;  /* of the whole step; this and what follows is 0 when it was not measured */
     double launch_us; /* what one launch of it takes of the calling thread */
     double bytes, flops;
     uint32_t n_kinds;
@@ -31,6 +31,9 @@ struct breakdown {
  * launched `launches` times; 0 leaves graph_us at 0. */
 void breakdown_run(struct rank *rank, const struct breakdown_step *step, uint32_t launches,
                    struct breakdown *breakdown);
+
+/* The step's kinds of op, its bytes and flops, without measuring anything. */
+void breakdown_count(struct rank *rank, const struct breakdown_step *step, struct breakdown *breakdown);
 
 /* The least time for `bytes` and `flops`, in us: the longer of the two, as if they overlapped. */
 double breakdown_floor_us(const struct ceiling *ceiling, double bytes, double flops);

@@ -21,6 +21,7 @@ static const struct arg_spec known[OPTIONS] = {
     [OPTION_RANDOM_WEIGHTS] = {"--random-weights", NULL, "of the directory read config.json alone"},
     [OPTION_WORKERS] = {"--workers", NULL, "measure through worker processes, too"},
     [OPTION_TRACE] = {"--trace", NULL, "of cards: only what CUPTI tells of a step"},
+    [OPTION_NO_OPS] = {"--no-ops", NULL, "leave out the table of ops, which takes the longest"},
     [OPTION_JSON] = {"--json", NULL, "one JSON object per line in place of the table"},
 };
 
@@ -56,6 +57,7 @@ static enum status take(struct options *options, enum option which, const char *
     case OPTION_RANDOM_WEIGHTS: options->random_weights = true; break;
     case OPTION_WORKERS: options->workers = true; break;
     case OPTION_TRACE: options->trace = true; break;
+    case OPTION_NO_OPS: options->no_ops = true; break;
     case OPTION_JSON: options->json = true; break;
     case OPTIONS: break;
     }

@@ -30,6 +30,7 @@ enum option {
     OPTION_RANDOM_WEIGHTS,
     OPTION_WORKERS,
     OPTION_TRACE,
+    OPTION_NO_OPS,
     OPTION_JSON,
     OPTIONS
 };
@@ -44,6 +45,7 @@ struct options {
     bool random_weights;
     bool workers;
     bool trace;
+    bool no_ops;
     bool json;
 };
 

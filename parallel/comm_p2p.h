@@ -47,7 +47,7 @@ static inline size_t comm_p2p_pipe_bytes(uint32_t world) {
 /* Where the words and the pipe begin in the device memory that a rank's peers push into. Before them lie two turns of
  * slots for each rank; half of every packet is flags. */
 static inline size_t comm_p2p_words_at(uint32_t world) {
-    return 2 * world * (2 * comm_p2p_packets_bytes(world) + comm_p2p_most_bytes(world));
+    return (size_t)2 * world * (2 * comm_p2p_packets_bytes(world) + comm_p2p_most_bytes(world));
 }
 
 static inline size_t comm_p2p_pipe_at(uint32_t world) {

@@ -89,7 +89,7 @@ static void load_tile(const struct attention_run *run, const struct batch *batch
         done += n;
     }
     for (uint32_t pos = count; pos % 16 != 0; pos++) {
-        float *row = k + (size_t)(pos / 16) * 16 * run->dim + pos % 16 * 16;
+        float *row = k + (size_t)(pos / 16) * 16 * run->dim + (size_t)(pos % 16) * 16;
         for (uint32_t i = 0; i < run->dim; i += 16) {
             memset(row + (size_t)i * 16, 0, 16 * sizeof *row);
         }

@@ -129,7 +129,8 @@ static void pack_item(const void *context, uint32_t item, uint32_t thread) {
     if (tile < n_tiles) {
         uint32_t first = gemm_tile_row(job.m, n_tiles, tile);
         uint32_t rows = gemm_tile_row(job.m, n_tiles, tile + 1) - first;
-        float *packed = (float *)cpu_shared_scratch(call->device) + (job.m_first - call->job.m_first) * job.k_padded;
+        float *packed =
+            (float *)cpu_shared_scratch(call->device) + (size_t)(job.m_first - call->job.m_first) * job.k_padded;
         call->kernels->pack(&job, first, rows, packed + (size_t)first * job.k_padded);
     }
 }
@@ -142,6 +143,7 @@ static uint32_t item_columns(const struct gemm_call *call, uint32_t group) {
         return weight->n;
     }
     size_t row_bytes = weight->k * dtype_bytes(weight->format);
+    CHECK(row_bytes > 0, "a weight of no columns");
     size_t columns = weight->n / (threads * 8);
     if (columns < MIN_ITEM_BYTES / row_bytes) {
         columns = MIN_ITEM_BYTES / row_bytes;

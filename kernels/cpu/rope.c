@@ -27,7 +27,7 @@ static void rope_row(const void *context, uint32_t token, uint32_t thread) {
     uint32_t slot = args->row_slot[args->token_row[token]];
     uint32_t block = args->block_table[(size_t)slot * args->max_blocks + pos / args->kv.block_size];
     size_t plane = (size_t)args->kv.block_size * dim; /* one head of one block */
-    size_t place = block * kv_block_elements(&args->kv) + pos % args->kv.block_size * dim;
+    size_t place = block * kv_block_elements(&args->kv) + (size_t)(pos % args->kv.block_size) * dim;
     bool write = !repeats_last_slot(args, token);
     float scratch[MAX_HEAD_DIM];
     for (uint32_t head = 0; head < n_heads; head++) {
@@ -52,7 +52,7 @@ static void rope_row(const void *context, uint32_t token, uint32_t thread) {
 
 static void rope_kv_run(struct kernel_device *device, const void *context) {
     const struct op_rope_kv *args = context;
-    size_t elements = ((size_t)args->n_q_heads + 2 * args->kv.n_heads) * args->kv.head_dim;
+    size_t elements = ((size_t)args->n_q_heads + (size_t)2 * args->kv.n_heads) * args->kv.head_dim;
     cpu_rows(device, args->n_tokens, elements, rope_row, args);
 }
 

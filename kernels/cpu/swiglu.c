@@ -8,7 +8,7 @@ static void swiglu_row(const void *context, uint32_t token, uint32_t thread) {
     const struct vec_ops *vec = vec_ops();
     size_t columns = args->n_columns;
     size_t size = dtype_bytes(args->dtype);
-    const char *gate = (const char *)args->gate_up + token * 2 * columns * size;
+    const char *gate = (const char *)args->gate_up + (size_t)token * 2 * columns * size;
     const char *up = gate + columns * size;
     char *out = (char *)args->out + token * columns * size;
     float gate_scratch[ROW_CHUNK];

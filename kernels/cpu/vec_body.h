@@ -261,7 +261,7 @@ INLINE void load_keys_as(float *out, uint32_t first, const void *in, enum dtype 
     for (uint32_t i = 0; i < n_pos; i++) {
         uint32_t pos = first + i;
         const char *row = (const char *)in + (size_t)i * n * dtype_bytes(dtype);
-        load_row(out + (size_t)(pos / 16) * 16 * dim + pos % 16 * 16, 256, row, dtype, n);
+        load_row(out + (size_t)(pos / 16) * 16 * dim + (size_t)(pos % 16) * 16, 256, row, dtype, n);
     }
 }
 
@@ -386,7 +386,7 @@ INLINE void attend_values(const struct vec_attend *args, uint32_t query, uint32_
 static void body_attend(const struct vec_attend *args) {
     struct ahead_cursor cursor = {0};
     size_t lines_ahead = args->ahead->count * ((args->ahead->bytes + 63) / 64);
-    uint32_t lines = (uint32_t)(lines_ahead / ((args->n_queries + 3) / 4 * (VEC_TILE / 16)) + 1);
+    uint32_t lines = (uint32_t)(lines_ahead / ((size_t)(args->n_queries + 3) / 4 * (VEC_TILE / 16)) + 1);
     uint32_t query = 0;
     for (; query + 4 <= args->n_queries; query += 4) {
         attend_scores(args, query, 4, &cursor, lines);

@@ -109,6 +109,7 @@ __device__ __forceinline__ void decode_cluster(const struct attention_task &task
         uint32_t share = (n * (D / 4) + n_peers - 1) / n_peers;
         if (first > 0) {
             cluster_arrive(); /* this block has merged what it got */
+            __syncthreads();  /* and its warps have read what they are about to write */
             begin_segment<D>(task, segment, heads + first, n, state);
             attend_again<T, D>(task, segment, work.blocks, state, ring, slot);
         }

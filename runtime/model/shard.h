@@ -5,7 +5,11 @@
  * matrix is rank 0's, since the ranks' outputs are added. Attention is cut by whole groups (a KV head and its query
  * heads), not necessarily evenly: 8 groups over 3 ranks are 3, 3, 2. When there are more ranks than KV heads, the ranks
  * are dealt to the KV heads (the remainder to the first ones), and the query heads of a group are cut over its ranks,
- * each of which holds a copy of that KV head. No rank is ever empty. */
+ * each of which holds a copy of that KV head. No rank is ever empty.
+ *
+ * FFN columns are cut evenly even where heads are not. The ranks meet at the sum behind o and again at the one behind
+ * down, so a layer takes max(attention) + max(FFN): columns that make up for fewer heads would only add to the second,
+ * while at the first the ranks still wait for the one with the most heads. */
 #ifndef TANDEM_MODEL_SHARD_H
 #define TANDEM_MODEL_SHARD_H
 

@@ -87,7 +87,7 @@ static uint64_t stored_bytes(const struct job *job) {
 static size_t arena_offset(const struct loader *loader, const struct job *job) {
     const struct weights_load *load = loader->load;
     return job->tensor != NULL ? weights_offset(load, &job->slice, job->row_first)
-                               : load->layout->rope + job->row_first * load->config->head_dim * sizeof(float);
+                               : load->layout->rope + (size_t)job->row_first * load->config->head_dim * sizeof(float);
 }
 
 static size_t arena_bytes(const struct loader *loader, const struct job *job) {
@@ -383,7 +383,7 @@ static enum status run(struct loader *loader) {
     const struct weights_load *load = loader->load;
     uint32_t threads = load->threads < MAX_THREADS ? load->threads : MAX_THREADS;
     TRY(list_jobs(loader));
-    TRY(load->kernels->host_alloc(load->device, threads * N_STAGES * loader->stage_bytes, &loader->pinned));
+    TRY(load->kernels->host_alloc(load->device, (size_t)threads * N_STAGES * loader->stage_bytes, &loader->pinned));
     run_threads(loader, threads);
     load->kernels->host_free(load->device, loader->pinned);
     if (loader->status != STATUS_OK) {

@@ -56,6 +56,16 @@ def prefill_goes_in_chunks():
 
 
 @test(seconds=300)
+def ops_can_be_left_out():
+    model = ("--model", MODEL, "--backend", "cpu", "--no-ops")
+    decode = rows_of("bench_decode", *model, "--batch", "1", "--context", "8", "--steps", "2")
+    prefill = rows_of("bench_prefill", *model, "--prompt", "40", "--steps", "2")
+    expect_equal((set(decode), set(prefill)), ({"ceiling", "step"}, {"ceiling", "prompt"}), "rows")
+    step, = decode["step"]
+    expect(step["floor_ms"] > 0 and step["tokens_per_s"] > 0 and step["graph_ms"] is None, f"{step}")
+
+
+@test(seconds=300)
 def ops_know_the_shapes():
     rows = rows_of("bench_ops", "--model", "tandem-r1-tiny", "--tp", "1,2", "--only", "rmsnorm")
     expect_equal({(row["tp"], row["shape"]) for row in rows["op"]},
