@@ -258,6 +258,10 @@ int tandem_client_process(struct tandem_client *client) {
 }
 
 void tandem_client_wait_for(struct tandem_client *client, struct tandem_wait *wait) {
+    if (is_foreign(client)) { /* what it would change is the parent's */
+        *wait = (struct tandem_wait){.fd = -1, .timeout_ms = 0};
+        return;
+    }
     uint64_t now = now_ms();
     uint64_t at = core_deadline(&client->core);
     *wait = (struct tandem_wait){.fd = client->poll_fd, .events = POLLIN, .timeout_ms = -1};

@@ -196,9 +196,11 @@ TEST(a_forked_child_leaves_the_connection_alone) {
     serve(&wire, client, 1);
     pid_t child = fork();
     if (child == 0) {
+        struct tandem_wait wait;
+        tandem_client_wait_for(client, &wait);
         bool refused = tandem_stream_next(stream, 0, &event) == TANDEM_MISUSE &&
                        tandem_client_next(client, 0, &another, &event) == TANDEM_MISUSE &&
-                       tandem_client_process(client) == TANDEM_MISUSE;
+                       tandem_client_process(client) == TANDEM_MISUSE && wait.fd == -1;
         tandem_stream_cancel(stream);
         tandem_stream_free(stream);
         tandem_client_free(client);

@@ -278,6 +278,7 @@ struct tandem_wait {
     int timeout_ms; /* from now; -1: no limit */
 };
 
+/* In a forked child `fd` is -1 and the time over, so that the next call says TANDEM_MISUSE. */
 TANDEM_API void tandem_client_wait_for(struct tandem_client *client, struct tandem_wait *wait);
 
 /* Does what can be done without waiting: connects, sends, receives, keeps deadlines. May be called at any time.
