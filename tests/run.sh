@@ -19,12 +19,11 @@ for argument in "$@"; do
     esac
 done
 
-# tshark runs the stream protocol's dissector: 25 MB to download and 133 MB installed, without what it recommends.
-tandem_install valgrind tshark || exit 1
-tandem_install python3 python3-numpy || exit 1
+# With g++, pkgconf and mandoc what is installed is built against, and its manual read. tshark runs the stream protocol's
+# dissector: 25 MB to download and 133 MB installed, without what it recommends.
+tandem_install python3 python3-numpy g++ pkgconf mandoc valgrind tshark || exit 1
 # The distribution's own: another python3 on PATH may lack numpy.
 export TANDEM_PYTHON=/usr/bin/python3
-tandem_install g++ pkgconf mandoc || exit 1 # what is installed is built against, and its manual read
 passed=0
 failed=0
 
