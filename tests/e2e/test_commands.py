@@ -263,7 +263,7 @@ def a_chat_survives_cut_connections_and_a_killed_frontend():
     code, wanted, errors = run("chat", "tcp://%s:%d" % tcp, *question)
     expect_equal((code, errors), (0, ""), "exit code and errors")
     expect_equal(run("chat", server.url, *question)[:2], (0, wanted), "the answer over HTTP")
-    proxy = Proxy(tcp, 900, 2)
+    proxy = Proxy(tcp, 900, 16)  # the first connection lives for 404 bytes
     expect_equal(run("chat", "tcp://%s:%d" % proxy.address, *question), (0, wanted, ""), "the answer over cuts")
     expect(proxy.cuts > 0, "no cut")
     proxy.stop()

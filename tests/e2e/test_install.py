@@ -153,7 +153,7 @@ def examples_are_built_by_cmake():
     shutil.copytree(os.path.dirname(example("ask_once")), source)
     with open(os.path.join(source, "CMakeLists.txt"), "a") as file:
         file.write("add_executable(static ask_once.c)\ntarget_link_libraries(static PRIVATE tandem::client_static)\n")
-    do("cmake", "-S", source, "-B", f"{source}/build", f"-DCMAKE_PREFIX_PATH={prefix()}")
+    do("cmake", "-G", "Ninja", "-S", source, "-B", f"{source}/build", f"-DCMAKE_PREFIX_PATH={prefix()}")
     do("cmake", "--build", f"{source}/build")
     programs = {name: f"{source}/build/{name}" for name in EXAMPLES}
     server = start()
