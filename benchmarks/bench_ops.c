@@ -150,7 +150,8 @@ static enum status choose_isa(const char *value) {
     FAIL(STATUS_INVALID, "--isa %s: c, avx2 or avx512 are known", value);
 }
 
-static enum status take(struct ops_options *options, int which, const char *value) {
+static enum status take(void *context, int which, const char *value) {
+    struct ops_options *options = context;
     uint32_t number = 0;
     switch (which) {
     case BACKEND: options->backend = value; break;
@@ -173,23 +174,6 @@ static enum status take(struct ops_options *options, int which, const char *valu
     return STATUS_OK;
 }
 
-static enum status parse(int argc, char **argv, struct ops_options *options) {
-    struct args args = {.argv = argv, .argc = argc, .next = 1};
-    for (;;) {
-        int which;
-        const char *value;
-        TRY(args_next(&args, specs, &which, &value));
-        if (which == ARGS_END) {
-            return STATUS_OK;
-        }
-        if (which == ARGS_HELP) {
-            args_print_help("bench_ops [FLAG ...]", specs, "");
-            exit(EXIT_OK);
-        }
-        TRY(take(options, which, value));
-    }
-}
-
 static bool is_wanted(const struct ops_options *options, int model, bool cpu) {
     if (options->model != NULL) {
         return strcmp(options->model, models[model].name) == 0;
@@ -203,7 +187,7 @@ int main(int argc, char **argv) {
         .backend = "cpu",
         .tp = {1, {1}},
         .device = {.first_cpu = 0, .spin = true, .threads = (uint32_t)sysconf(_SC_NPROCESSORS_ONLN)}};
-    if (parse(argc, argv, &options) != STATUS_OK) {
+    if (options_each(argc, argv, "bench_ops [FLAG ...]", specs, take, &options) != STATUS_OK) {
         fprintf(stderr, "bench_ops: %s\n", status_text());
         return EXIT_USAGE;
     }

@@ -357,7 +357,8 @@ static const struct arg_spec specs[] = {
     {NULL, NULL, NULL},
 };
 
-static enum status take(struct load *load, int which, const char *value) {
+static enum status take(void *context, int which, const char *value) {
+    struct load *load = context;
     switch (which) {
     case URL: load->url = value; break;
     case MODEL: load->model = value; break;
@@ -380,20 +381,7 @@ static enum status take(struct load *load, int which, const char *value) {
 }
 
 static enum status parse(int argc, char **argv, struct load *load) {
-    struct args args = {.argv = argv, .argc = argc, .next = 1};
-    for (;;) {
-        int which;
-        const char *value;
-        TRY(args_next(&args, specs, &which, &value));
-        if (which == ARGS_END) {
-            break;
-        }
-        if (which == ARGS_HELP) {
-            args_print_help("bench_serve (--url URL | -- tandem serve CONFIG ...) [FLAG ...]", specs, "");
-            exit(EXIT_OK);
-        }
-        TRY(take(load, which, value));
-    }
+    TRY(options_each(argc, argv, "bench_serve (--url URL | -- tandem serve CONFIG ...) [FLAG ...]", specs, take, load));
     if ((load->url == NULL) == (load->n_words == 0)) {
         FAIL(STATUS_INVALID, "give either --url URL, or behind -- the command line of a server");
     }

@@ -342,7 +342,8 @@ static enum status take_streams(struct bench *bench, const char *value) {
     return STATUS_OK;
 }
 
-static enum status take(struct bench *bench, int which, const char *value) {
+static enum status take(void *context, int which, const char *value) {
+    struct bench *bench = context;
     switch (which) {
     case STREAMS: return take_streams(bench, value);
     case TOKENS: return args_uint("--tokens", value, 1, 1u << 30, &bench->tokens);
@@ -352,26 +353,9 @@ static enum status take(struct bench *bench, int which, const char *value) {
     }
 }
 
-static enum status parse(int argc, char **argv, struct bench *bench) {
-    struct args args = {.argv = argv, .argc = argc, .next = 1};
-    for (;;) {
-        int which;
-        const char *value;
-        TRY(args_next(&args, specs, &which, &value));
-        if (which == ARGS_END) {
-            return STATUS_OK;
-        }
-        if (which == ARGS_HELP) {
-            args_print_help("bench_stream [FLAG ...]", specs, "");
-            exit(EXIT_OK);
-        }
-        TRY(take(bench, which, value));
-    }
-}
-
 int main(int argc, char **argv) {
     struct bench bench = {.streams = {4, {1, 64, 256, 1024}}, .tokens = 400000, .rounds = 3};
-    if (parse(argc, argv, &bench) != STATUS_OK) {
+    if (options_each(argc, argv, "bench_stream [FLAG ...]", specs, take, &bench) != STATUS_OK) {
         fprintf(stderr, "bench_stream: %s\n", status_text());
         return EXIT_USAGE;
     }

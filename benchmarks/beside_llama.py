@@ -1,6 +1,6 @@
 """Tandem and llama.cpp on the same model, machine and thread count, in turns: decode at batch 1 and 16, prefill of 512.
 
-    beside_llama.py BENCHMARKS DIR LLAMA_BIN_FOLDER GGUF... [--rounds N]
+    python3 benchmarks/beside_llama.py BENCHMARKS DIR LLAMA_BIN_FOLDER GGUF... [--rounds N]
 
 BENCHMARKS is the folder of bench_decode and bench_prefill, DIR the Hugging Face directory; LLAMA_BIN_FOLDER holds
 llama-bench and llama-batched-bench, each GGUF is the same model in one number format. Every contender has one thread

@@ -43,7 +43,7 @@ enum status options_list(const char *flag, const char *value, struct number_list
     return STATUS_OK;
 }
 
-static enum status take(struct options *options, enum option which, const char *value) {
+static enum status set_option(struct options *options, enum option which, const char *value) {
     switch (which) {
     case OPTION_MODEL: options->model = value; break;
     case OPTION_BACKEND: options->backend = value; break;
@@ -64,32 +64,49 @@ static enum status take(struct options *options, enum option which, const char *
     return STATUS_OK;
 }
 
-static enum status parse(struct args *args, const char *usage, uint32_t wanted, struct options *options) {
-    struct arg_spec specs[OPTIONS + 1] = {{NULL, NULL, NULL}};
-    enum option which_of[OPTIONS];
-    uint32_t n = 0;
-    for (uint32_t i = 0; i < OPTIONS; i++) {
-        if ((wanted >> i & 1) != 0) {
-            which_of[n] = (enum option)i;
-            specs[n++] = known[i];
-        }
-    }
+enum status options_each(int argc, char **argv, const char *usage, const struct arg_spec *specs,
+                         enum status (*take)(void *context, int which, const char *value), void *context) {
+    struct args args = {.argv = argv, .argc = argc, .next = 1};
     for (;;) {
         int which;
         const char *value;
-        TRY(args_next(args, specs, &which, &value));
+        TRY(args_next(&args, specs, &which, &value));
         if (which == ARGS_END) {
-            break;
+            return STATUS_OK;
         }
         if (which == ARGS_HELP) {
             args_print_help(usage, specs, "");
             exit(EXIT_OK);
         }
-        if (which == ARGS_WORD) {
-            FAIL(STATUS_INVALID, "%s: there are flags only", value);
-        }
-        TRY(take(options, which_of[which], value));
+        TRY(take(context, which, value));
     }
+}
+
+/* The options to fill, and which of them the flags of this program are. */
+struct wanted_options {
+    struct options *options;
+    enum option which_of[OPTIONS];
+};
+
+static enum status take_wanted(void *context, int which, const char *value) {
+    const struct wanted_options *wanted = context;
+    if (which == ARGS_WORD) {
+        FAIL(STATUS_INVALID, "%s: there are flags only", value);
+    }
+    return set_option(wanted->options, wanted->which_of[which], value);
+}
+
+static enum status parse(int argc, char **argv, const char *usage, uint32_t wanted, struct options *options) {
+    struct arg_spec specs[OPTIONS + 1] = {{NULL, NULL, NULL}};
+    struct wanted_options some = {.options = options};
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < OPTIONS; i++) {
+        if ((wanted >> i & 1) != 0) {
+            some.which_of[n] = (enum option)i;
+            specs[n++] = known[i];
+        }
+    }
+    TRY(options_each(argc, argv, usage, specs, take_wanted, &some));
     if (options->model == NULL) {
         FAIL(STATUS_INVALID, "--model DIR is wanted");
     }
@@ -97,8 +114,7 @@ static enum status parse(struct args *args, const char *usage, uint32_t wanted, 
 }
 
 void options_parse(int argc, char **argv, const char *usage, uint32_t wanted, struct options *options) {
-    struct args args = {.argv = argv, .argc = argc, .next = 1};
-    if (parse(&args, usage, wanted, options) != STATUS_OK) {
+    if (parse(argc, argv, usage, wanted, options) != STATUS_OK) {
         fprintf(stderr, "%s\nusage: %s\n", status_text(), usage);
         exit(EXIT_USAGE);
     }

@@ -5,6 +5,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "launcher/args.h"
 #include "runtime/base/status.h"
 
 #define OPTIONS_LIST_MAX 16
@@ -48,6 +49,11 @@ struct options {
     bool no_ops;
     bool json;
 };
+
+/* Hands each flag of the command line, and each word that is none (ARGS_WORD), to `take`. Exits after --help, which
+ * prints `usage` and the flags. */
+enum status options_each(int argc, char **argv, const char *usage, const struct arg_spec *specs,
+                         enum status (*take)(void *context, int which, const char *value), void *context);
 
 /* Fills `options`, which holds the defaults, from the flags of `wanted` (bits 1 << OPTION_*). Exits after --help, and
  * with EXIT_USAGE and a word of why after a command line that is none. */

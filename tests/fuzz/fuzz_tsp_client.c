@@ -12,6 +12,7 @@
 #include "runtime/base/check.h"
 #include "runtime/base/hash.h"
 #include "runtime/client/core.h"
+#include "tests/fuzz/support_tsp.h"
 
 #define MAX_INPUT 4096
 #define STREAMS 3
@@ -34,15 +35,7 @@ static void take_output(struct world *world) {
     struct buffer *out = &world->core.out;
     size_t at =
         out->size >= TSP_MAGIC_BYTES && memcmp(out->data, TSP_MAGIC, TSP_MAGIC_BYTES) == 0 ? TSP_MAGIC_BYTES : 0;
-    while (at < out->size) {
-        struct tsp_frame frame;
-        struct tsp_message message;
-        size_t used;
-        CHECK(tsp_frame_decode(out->data + at, out->size - at, TSP_MAX_PAYLOAD, &frame, &used) == STATUS_OK, "%s",
-              status_text());
-        CHECK(tsp_decode(&frame, &message) == STATUS_OK, "%s", status_text());
-        at += used;
-    }
+    check_frames(out->data, out->size, at);
     world->hash = hash64(world->hash, out->data, out->size);
     buffer_consume(out, out->size);
 }

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 
 #include "runtime/base/hash.h"
+#include "tests/fuzz/support_tsp.h"
 #include "tests/server/support_tsp_host.h"
 
 #define MAX_INPUT 4096
@@ -48,15 +49,7 @@ static void put_records(struct buf *bytes, const uint8_t *data, size_t size) {
 /* Everything that was said is frames, but for the answer to HTTP. */
 static void check_output(const struct buf *out) {
     size_t at = out->size > 4 && memcmp(out->data, "HTTP", 4) == 0 ? out->size : 0;
-    while (at < out->size) {
-        struct tsp_frame frame;
-        struct tsp_message message;
-        size_t used;
-        CHECK(tsp_frame_decode(out->data + at, out->size - at, TSP_MAX_PAYLOAD, &frame, &used) == STATUS_OK, "%s",
-              status_text());
-        CHECK(tsp_decode(&frame, &message) == STATUS_OK, "%s", status_text());
-        at += used;
-    }
+    check_frames(out->data, out->size, at);
 }
 
 static uint64_t run(const struct buf *bytes, size_t step) {
