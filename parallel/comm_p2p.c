@@ -272,6 +272,7 @@ static enum status allocate_memory(struct comm *comm) {
     group->memory[group->rank] = memory;
     group->packets_bytes = comm_p2p_packets_bytes(group->world);
     group->most_bytes = comm_p2p_most_bytes(group->world);
+    group->words_at = comm_p2p_words_at(group->world);
     group->pipe_at = words_end;
     TRY(cuda_result(cudaMemset(memory, 0, bytes), "cudaMemset"));
     TRY(cuda_result(cudaMemcpy(memory + words_end - sizeof epochs, epochs, sizeof epochs, cudaMemcpyHostToDevice),

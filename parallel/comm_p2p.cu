@@ -36,8 +36,7 @@ static __device__ __forceinline__ uint4 *plain_of(const p2p_group &group, uint32
 
 static __device__ __forceinline__ uint32_t *flags_of(const p2p_group &group, uint32_t owner, uint32_t source,
                                                      uint32_t epoch) {
-    uint32_t *flags =
-        (uint32_t *)(group.memory[owner] + 2 * group.world * (2 * group.packets_bytes + group.most_bytes));
+    uint32_t *flags = (uint32_t *)(group.memory[owner] + group.words_at);
     return flags + ((epoch & 1) * group.world + source) * COMM_P2P_MAX_BLOCKS;
 }
 

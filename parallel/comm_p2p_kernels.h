@@ -41,7 +41,7 @@ struct p2p_group {
                                        * pipe */
     size_t packets_bytes;             /* of a message that travels in packets, at most */
     size_t most_bytes;                /* of any that goes through slots */
-    size_t pipe_at;                   /* where in a rank's memory the pipe lies */
+    size_t words_at, pipe_at;         /* where in a rank's memory the flags and the pipe lie */
     volatile uint32_t *state;         /* enum p2p_state in pinned host memory */
     uint32_t patience;                /* looks at `state` before a kernel gives up; 0: it never does */
     uint32_t max_blocks;              /* that run at once on every rank's card */

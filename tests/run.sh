@@ -39,32 +39,56 @@ count() { # count NAME EXIT_CODE LAST_LINE: adds a program's own counts, or one 
     fi
 }
 
-run() { # run NAME COMMAND...
-    local name=$1 output code
-    shift
-    [[ $name == *"$filter"* ]] || return 0
-    echo "== $name"
-    output=$(mktemp)
-    "$@" >"$output" 2>&1
+# As many programs run at a time as there are processors; each one's output comes out whole, when it has ended.
+slots=$(nproc)
+declare -A names outputs started # of the running ones, by process id
+
+finish_one() {
+    local pid code
+    wait -n -p pid "${!names[@]}"
     code=$?
-    cat "$output"
-    count "$name" $code "$(tail -n 1 "$output")"
-    rm -f "$output"
+    echo "== ${names[$pid]} ($((SECONDS - started[$pid])) s)"
+    cat "${outputs[$pid]}"
+    count "${names[$pid]}" $code "$(tail -n 1 "${outputs[$pid]}")"
+    rm -f "${outputs[$pid]}"
+    unset "names[$pid]" "outputs[$pid]" "started[$pid]"
+}
+
+finish_all() {
+    while [ ${#names[@]} != 0 ]; do
+        finish_one
+    done
+}
+
+start() { # start NAME COMMAND...: once there is a place
+    local name=$1 output
+    shift
+    [ ${#names[@]} -lt "$slots" ] || finish_one
+    output=$(mktemp)
+    "$@" >"$output" 2>&1 &
+    names[$!]=$name
+    outputs[$!]=$output
+    started[$!]=$SECONDS
+}
+
+run() { # run NAME COMMAND...: unless the filter leaves it out
+    [[ $1 != *"$filter"* ]] || start "$@"
 }
 
 replay() { # replay BUILD: every fuzz target over its committed corpus, one test each
-    local program name
+    local program name ok=0 bad=0
     for program in "$1"/fuzz/fuzz_*; do
         name=$(basename "$program")
         [[ -x $program && $name == *"$filter"* ]] || continue
-        if "$program" "tests/fuzz/corpus/${name#fuzz_}" >/dev/null 2>build/replay.log; then
-            passed=$((passed + 1))
+        if "$program" "tests/fuzz/corpus/${name#fuzz_}" >"$1/replay.log" 2>&1; then
+            ok=$((ok + 1))
         else
-            cat build/replay.log
+            cat "$1/replay.log"
             echo "FAIL $name over its corpus"
-            failed=$((failed + 1))
+            bad=$((bad + 1))
         fi
     done
+    echo "$ok passed, $bad failed"
 }
 
 # A preset that does not build is a failed test, not the end of the run.
@@ -76,7 +100,8 @@ for preset in release asan; do
     for program in build/$preset/tests/test_*; do
         run "$preset/$(basename "$program")" "$program"
     done
-    replay build/$preset
+    start "$preset, corpora of the fuzz targets" replay build/$preset
+    finish_all
 done
 
 # The client library is held to leave nothing behind, and to read nothing that was not written.
@@ -85,11 +110,13 @@ for name in $(cat tests/memcheck.txt); do
 done
 
 run cuda/plugins tests/cuda_plugins.sh
+finish_all
 
 if tandem_build tsan all_tests; then
     for name in $(cat tests/tsan.txt); do
         run "tsan/$name" build/tsan/tests/"$name"
     done
+    finish_all
 else
     failed=$((failed + 1))
 fi
@@ -125,5 +152,6 @@ if [ $long = 1 ]; then
     done
 fi
 
+finish_all
 echo "$passed passed, $failed failed"
 [ $failed = 0 ]

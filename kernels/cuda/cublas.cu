@@ -2,6 +2,7 @@
 
 #include <dlfcn.h>
 #include <pthread.h>
+#include <stdio.h>
 
 #include "kernels/cuda/cuda_ops.h"
 
@@ -9,48 +10,76 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct cublas_calls calls;
 static bool loaded; /* `calls` is filled in */
 
-static const struct {
+struct symbol {
     const char *name;
     void **call;
-} symbols[] = {
-    {"cublasCreate_v2", (void **)&calls.create},          {"cublasDestroy_v2", (void **)&calls.destroy},
-    {"cublasSetStream_v2", (void **)&calls.set_stream},   {"cublasSetWorkspace_v2", (void **)&calls.set_workspace},
-    {"cublasSetMathMode", (void **)&calls.set_math_mode}, {"cublasGemmEx", (void **)&calls.gemm},
+};
+
+static const struct symbol blas_symbols[] = {
+    {"cublasCreate_v2", (void **)&calls.create},
+    {"cublasDestroy_v2", (void **)&calls.destroy},
+    {"cublasSetStream_v2", (void **)&calls.set_stream},
+    {"cublasSetWorkspace_v2", (void **)&calls.set_workspace},
+    {"cublasSetMathMode", (void **)&calls.set_math_mode},
+    {"cublasGemmEx", (void **)&calls.gemm},
+    {NULL, NULL},
+};
+
+static const struct symbol lt_symbols[] = {
+    {"cublasLtMatmulDescCreate", (void **)&calls.lt_desc_create},
+    {"cublasLtMatmulDescDestroy", (void **)&calls.lt_desc_destroy},
+    {"cublasLtMatmulDescSetAttribute", (void **)&calls.lt_desc_set},
+    {"cublasLtMatrixLayoutCreate", (void **)&calls.lt_layout_create},
+    {"cublasLtMatrixLayoutDestroy", (void **)&calls.lt_layout_destroy},
+    {"cublasLtMatmulPreferenceCreate", (void **)&calls.lt_preference_create},
+    {"cublasLtMatmulPreferenceDestroy", (void **)&calls.lt_preference_destroy},
+    {"cublasLtMatmulPreferenceSetAttribute", (void **)&calls.lt_preference_set},
+    {"cublasLtMatmulAlgoGetHeuristic", (void **)&calls.lt_heuristic},
+    {"cublasLtMatmul", (void **)&calls.lt_multiply},
+    {NULL, NULL},
 };
 
 /* The library of our own CUDA version first: one that is newer than the driver loads but cannot work. */
-static void *open_library(void) {
 #if CUDART_VERSION >= 13000
-    static const char *const names[] = {"libcublas.so.13", "libcublas.so.12", "libcublas.so"};
+static const char *const versions[] = {".13", ".12", ""};
 #elif CUDART_VERSION >= 12000
-    static const char *const names[] = {"libcublas.so.12", "libcublas.so.11", "libcublas.so.13", "libcublas.so"};
+static const char *const versions[] = {".12", ".11", ".13", ""};
 #else
-    static const char *const names[] = {"libcublas.so.11", "libcublas.so.12", "libcublas.so.13", "libcublas.so"};
+static const char *const versions[] = {".11", ".12", ".13", ""};
 #endif
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-        void *library = dlopen(names[i], RTLD_NOW | RTLD_LOCAL);
-        if (library != NULL) {
-            return library;
+
+static void *open_library(const char *name, const char *version) {
+    char file[32];
+    snprintf(file, sizeof file, "lib%s.so%s", name, version);
+    return dlopen(file, RTLD_NOW | RTLD_LOCAL); /* stays open until the process ends */
+}
+
+static enum status find_symbols(void *library, const struct symbol *symbols) {
+    for (; symbols->name != NULL; symbols++) {
+        *symbols->call = dlsym(library, symbols->name);
+        if (*symbols->call == NULL) {
+            FAIL(STATUS_UNSUPPORTED, "cuBLAS has no %s; install the libcublas of CUDA %d", symbols->name,
+                 CUDART_VERSION / 1000);
         }
     }
-    return NULL;
+    return STATUS_OK;
 }
 
 static enum status load_calls(void) {
-    void *library = open_library(); /* stays open until the process ends */
-    if (library == NULL) {
+    void *blas = NULL;
+    void *lt = NULL;
+    for (size_t i = 0; i < sizeof versions / sizeof *versions && lt == NULL; i++) {
+        blas = open_library("cublas", versions[i]);
+        lt = blas == NULL ? NULL : open_library("cublasLt", versions[i]); /* the one that cuBLAS uses itself */
+    }
+    if (lt == NULL) {
         FAIL(STATUS_UNSUPPORTED,
              "cuBLAS %d is not installed (%s); install the CUDA toolkit's libcublas (package libcublas-%d-x, or the "
              "Python package nvidia-cublas) and name its folder in LD_LIBRARY_PATH",
              CUDART_VERSION / 1000, dlerror(), CUDART_VERSION / 1000);
     }
-    for (size_t i = 0; i < sizeof symbols / sizeof *symbols; i++) {
-        *symbols[i].call = dlsym(library, symbols[i].name);
-        if (*symbols[i].call == NULL) {
-            FAIL(STATUS_UNSUPPORTED, "cuBLAS has no %s; install the libcublas of CUDA %d", symbols[i].name,
-                 CUDART_VERSION / 1000);
-        }
-    }
+    TRY(find_symbols(blas, blas_symbols));
+    TRY(find_symbols(lt, lt_symbols));
     loaded = true;
     return STATUS_OK;
 }

@@ -1,9 +1,6 @@
 /* Which matrix product goes where: few rows to our own kernels, which read the weights at the speed of memory (on sm_90
  * gemm_ring.cu whatever it takes, and gemm_ring_wide.cu what it is better at); many to cuBLAS; and what cuBLAS has no
  * kernel for (mixed formats, bf16 before sm_80) to a plain tiled kernel. */
-#include <limits.h>
-
-#include "kernels/cuda/cublas.h"
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/gemm_small.h"
@@ -83,55 +80,6 @@ __global__ void __launch_bounds__(TILED_THREADS) gemm_tiled_kernel(const struct 
 static enum status gemm_tiled(struct kernel_stream *stream, const struct gemm_task *task) {
     dim3 blocks((task->n + TILE - 1) / TILE, (task->m + TILE - 1) / TILE);
     return cuda_status(launch_dependent(stream, gemm_tiled_kernel, blocks, TILED_THREADS, 0, *task), "gemm_tiled");
-}
-
-/* ---- cuBLAS */
-
-#define SPREAD_THREADS 256
-
-/* Every row of out becomes the bias, to which cuBLAS then adds in fp32. */
-__global__ void __launch_bounds__(SPREAD_THREADS) spread_bias_kernel(const struct gemm_task task) {
-    let_dependents_launch();
-    wait_for_predecessors();
-    uint32_t n = blockIdx.x * SPREAD_THREADS + threadIdx.x;
-    if (n >= task.n) {
-        return;
-    }
-    float bias = load_element(task.bias, task.bias_dtype, n);
-    for (uint32_t m = blockIdx.y; m < task.m; m += gridDim.y) {
-        store_element(task.out, task.out_dtype, m * task.out_stride + n, bias);
-    }
-}
-
-static cudaDataType_t cuda_type(enum dtype dtype) {
-    switch (dtype) {
-    case DTYPE_BF16: return CUDA_R_16BF;
-    case DTYPE_F16: return CUDA_R_16F;
-    default: return CUDA_R_32F;
-    }
-}
-
-static bool cublas_takes(const struct kernel_device *device, const struct gemm_task *task) {
-    return task->w_dtype == task->x_dtype && (task->out_dtype == task->w_dtype || task->out_dtype == DTYPE_F32) &&
-           (task->w_dtype != DTYPE_BF16 || device->arch >= 80) && task->m <= INT_MAX && task->n <= INT_MAX &&
-           task->k <= INT_MAX && task->x_stride <= INT_MAX && task->out_stride <= INT_MAX;
-}
-
-static enum status gemm_cublas(struct kernel_stream *stream, const struct gemm_task *task) {
-    const float one = 1.0f;
-    const float beta = task->bias != NULL ? 1.0f : 0.0f;
-    if (task->bias != NULL) {
-        dim3 blocks((task->n + SPREAD_THREADS - 1) / SPREAD_THREADS, task->m < 1024 ? task->m : 1024);
-        TRY(cuda_status(launch_dependent(stream, spread_bias_kernel, blocks, SPREAD_THREADS, 0, *task), "spread_bias"));
-    }
-    /* In cuBLAS's column-major eyes: out^T [n x m] = W [n x k] x^T [k x m]. */
-    int ldx = (int)(task->x_stride > task->k ? task->x_stride : task->k);
-    int ldo = (int)(task->out_stride > task->n ? task->out_stride : task->n);
-    int error = stream->device->cublas->gemm(stream->cublas, CUBLAS_TRANSPOSED, CUBLAS_AS_IT_IS, (int)task->n,
-                                             (int)task->m, (int)task->k, &one, task->w, cuda_type(task->w_dtype),
-                                             (int)task->k, task->x, cuda_type(task->x_dtype), ldx, &beta, task->out,
-                                             cuda_type(task->out_dtype), ldo, CUBLAS_FP32, CUBLAS_ANY_ALGORITHM);
-    return cuda_blas_status(error, "cublasGemmEx");
 }
 
 /* ---- one kernel for any number of rows */
@@ -222,7 +170,7 @@ enum status cuda_gemm(struct kernel_stream *stream, const struct op_gemm *args) 
     if (gemm_vector_takes(device, &task) && (task.m <= VECTOR_ROWS || !tensor)) {
         return gemm_vector(stream, &task);
     }
-    bool cublas = cublas_takes(device, &task);
+    bool cublas = gemm_cublas_takes(device, &task);
     if (tensor && (task.m <= TENSOR_ROWS || !cublas)) {
         return gemm_tensor(stream, &task);
     }

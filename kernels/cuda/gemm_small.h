@@ -1,4 +1,4 @@
-/* Our own matrix products, for what gemm.cu does not leave to cuBLAS. */
+/* The matrix products that gemm.cu chooses among. */
 #ifndef TANDEM_KERNELS_CUDA_GEMM_SMALL_H
 #define TANDEM_KERNELS_CUDA_GEMM_SMALL_H
 
@@ -17,6 +17,10 @@ struct gemm_task {
     enum dtype w_dtype, x_dtype, bias_dtype, out_dtype;
     bool swiglu; /* of the ring kernels alone */
 };
+
+/* cuBLAS, for any number of rows. Sums are rounded once, after the bias was added. */
+bool gemm_cublas_takes(const struct kernel_device *device, const struct gemm_task *task);
+enum status gemm_cublas(struct kernel_stream *stream, const struct gemm_task *task);
 
 /* Of the kernels below, those whose number of rows has a name give a row the same bits whatever the others are and
  * however many. */
