@@ -14,8 +14,10 @@ enum cublas_math { CUBLAS_SUMS_IN_FP32 = 16 }; /* CUBLAS_MATH_DISALLOW_REDUCED_P
 enum cublas_algorithm { CUBLAS_ANY_ALGORITHM = -1 };
 enum cublaslt_attribute { CUBLASLT_TRANSPOSES_A = 3, CUBLASLT_EPILOGUE = 7, CUBLASLT_BIAS = 8 };
 enum cublaslt_epilogue { CUBLASLT_EPILOGUE_ADDS_BIAS = 4 };
+enum cublaslt_reduction { CUBLASLT_REDUCTION_IN_FP32 = 2 }; /* CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE */
 enum cublaslt_preference {
     CUBLASLT_MOST_WORKSPACE = 1,
+    CUBLASLT_REDUCTIONS = 3,
     CUBLASLT_ALIGNMENT_A = 5,
     CUBLASLT_ALIGNMENT_B = 6,
     CUBLASLT_ALIGNMENT_C = 7,

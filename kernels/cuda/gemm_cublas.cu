@@ -21,11 +21,12 @@ static cudaDataType_t cuda_type(enum dtype dtype) {
     }
 }
 
+/* Of outputs that are no multiple of 16 bytes wide, cublasLt rounds the product before it adds the bias, too. */
 bool gemm_cublas_takes(const struct kernel_device *device, const struct gemm_task *task) {
     return task->w_dtype == task->x_dtype && (task->out_dtype == task->w_dtype || task->out_dtype == DTYPE_F32) &&
            (task->w_dtype != DTYPE_BF16 || device->arch >= 80) && task->m <= INT_MAX && task->n <= INT_MAX &&
            task->k <= INT_MAX && task->x_stride <= INT_MAX && task->out_stride <= INT_MAX &&
-           (task->bias == NULL || task->n * sizeof(float) <= BIAS_BYTES);
+           (task->bias == NULL || (task->n % 8 == 0 && task->n * sizeof(float) <= BIAS_BYTES));
 }
 
 /* In cuBLAS's column-major eyes: out^T [n x m] = W [n x k] x^T [k x m], columns so far apart. */
@@ -82,6 +83,7 @@ static uint32_t alignment_of(const void *data) {
 
 static int lt_prefer(const struct cublas_calls *calls, const struct gemm_task *task, struct lt_product *product) {
     const size_t workspace_bytes = LT_WORKSPACE_BYTES;
+    const uint32_t reduction = CUBLASLT_REDUCTION_IN_FP32; /* of partial sums, where there are some */
     const struct {
         int attribute;
         uint32_t bytes;
@@ -92,6 +94,7 @@ static int lt_prefer(const struct cublas_calls *calls, const struct gemm_task *t
     LT_TRY(calls->lt_preference_create(&product->preference));
     LT_TRY(calls->lt_preference_set(product->preference, CUBLASLT_MOST_WORKSPACE, &workspace_bytes,
                                     sizeof workspace_bytes));
+    LT_TRY(calls->lt_preference_set(product->preference, CUBLASLT_REDUCTIONS, &reduction, sizeof reduction));
     for (size_t i = 0; i < sizeof alignments / sizeof *alignments; i++) {
         LT_TRY(calls->lt_preference_set(product->preference, alignments[i].attribute, &alignments[i].bytes,
                                         sizeof alignments[i].bytes));

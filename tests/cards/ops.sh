@@ -34,7 +34,7 @@ if [ "${1:-}" = --sanitize ]; then
     for tool in memcheck racecheck; do
         for name in kernels_ops kernels_sample; do
             run "$tool $name" "$sanitizer" --tool $tool --target-processes all --error-exitcode 9 --print-limit 5 \
-                "$tests/test_$name"
+                "$tests/test_$name" --timeout 600
         done
     done
     exit $failed

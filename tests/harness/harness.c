@@ -88,7 +88,7 @@ static int run_one(size_t index, unsigned timeout_s) {
 
 int main(int argc, char **argv) {
     const char *filter = "";
-    unsigned default_timeout_s = 20;
+    unsigned least_timeout_s = 20;
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--list") == 0) {
             for (size_t t = 0; t < test_count; t++) {
@@ -97,7 +97,7 @@ int main(int argc, char **argv) {
             return 0;
         }
         if (strcmp(argv[i], "--timeout") == 0 && i + 1 < argc) {
-            default_timeout_s = (unsigned)strtoul(argv[++i], NULL, 10);
+            least_timeout_s = (unsigned)strtoul(argv[++i], NULL, 10);
         } else {
             filter = argv[i];
         }
@@ -110,7 +110,7 @@ int main(int argc, char **argv) {
             continue;
         }
         uint64_t start = clock_now_ns();
-        unsigned timeout_s = tests[t].timeout_s > 0 ? tests[t].timeout_s : default_timeout_s;
+        unsigned timeout_s = tests[t].timeout_s > least_timeout_s ? tests[t].timeout_s : least_timeout_s;
         int result = run_one(t, timeout_s);
         passed += result == 0;
         skipped += result == EXIT_SKIPPED;

@@ -6,8 +6,8 @@
  *     }
  *
  * Each test runs in a process of its own, so that a crash or a hang fails that test alone. A program takes an optional
- * filter (a substring of the test's name), --list, and --timeout SECONDS (default 20). Its last line reads
- * "N passed, N failed". Expectations end the test at the first failure and stay on in release builds. */
+ * filter (a substring of the test's name), --list, and --timeout SECONDS, which every test has at least (20); its last
+ * line reads "N passed, N failed". Expectations end the test at the first failure and stay on in release builds. */
 #ifndef TANDEM_TESTS_HARNESS_TEST_H
 #define TANDEM_TESTS_HARNESS_TEST_H
 
@@ -31,7 +31,7 @@ const char *test_backend(void);
 /* Ranks that a group on that backend may have: TANDEM_TEST_CARDS on cards (1 without it), any number on the cpu. */
 uint32_t test_max_world(void);
 
-/* `TEST_TIMEOUT(name, seconds)` is for a test that is known to need more than the default. 0 means the default. */
+/* `TEST_TIMEOUT(name, seconds)` is for a test that is known to need more. */
 #define TEST_TIMEOUT(name, seconds)                                                                                    \
     static void test_##name(void);                                                                                     \
     __attribute__((constructor)) static void register_##name(void) {                                                   \
