@@ -54,6 +54,7 @@ static constexpr void name_services(struct kernel_ops &ops) {
     ops.copy = cuda_copy;
     ops.fill = cuda_fill;
     ops.host_call = cuda_host_call;
+    ops.half_step_tokens = 1024;
     ops.activation_dtype = activation_dtype;
     ops.attention_workspace = cuda_attention_workspace;
     ops.stream_bytes = cuda_stream_bytes;
