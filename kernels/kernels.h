@@ -314,8 +314,8 @@ struct kernel_ops {
     enum status (*host_alloc)(struct kernel_device *device, size_t bytes, void **memory); /* pinned host memory */
     void (*host_free)(struct kernel_device *device, void *memory);
     enum status (*stream_create)(struct kernel_device *device, struct kernel_stream **stream);
-    /* One for copies, fills, host calls, `random`, `rmsnorm` and collectives alone: it takes none of what the other math
-     * ops' libraries want. What it runs beside other streams' work goes first where they meet. */
+    /* One for copies, fills, host calls, `random`, `rmsnorm` and collectives alone: it takes none of what the other
+     * math ops' libraries want. What it runs beside other streams' work goes first where they meet. */
     enum status (*copy_stream_create)(struct kernel_device *device, struct kernel_stream **stream);
     void (*stream_destroy)(struct kernel_stream *stream);     /* waits for it first */
     enum status (*stream_sync)(struct kernel_stream *stream); /* waits; the first error of the stream comes out here */

@@ -162,8 +162,8 @@ static char *next_slot(const struct comm *comm) {
     return slot_of(comm, comm->stream_phase + GATE_STEP, comm->rank);
 }
 
-/* Ends the writing of a phase of a collective of `bytes`; afterwards slot_of(comm, comm->stream_phase, r) holds what rank
- * r wrote. */
+/* Ends the writing of a phase of a collective of `bytes`; afterwards slot_of(comm, comm->stream_phase, r) holds what
+ * rank r wrote. */
 static bool pass(struct comm *comm, size_t bytes) {
     if (!gate_pass(comm, &comm->shared->stream, &comm->stream_phase, comm->spin && bytes <= SPIN_BYTES)) {
         atomic_store(&comm->failed, true);

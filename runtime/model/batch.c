@@ -109,8 +109,7 @@ struct batch_buffers batch_buffers_of(const struct batch_buffers *buffers, const
 
 uint32_t batch_cut(const struct step_batch *batch, uint32_t least, struct step_part parts[STEP_PARTS_MAX]) {
     uint32_t cut = (batch->n_tokens / 2 + CUT_UNIT / 2) / CUT_UNIT * CUT_UNIT;
-    parts[0] = (struct step_part){
-        .n_rows = batch->n_rows, .n_tokens = batch->n_tokens, .n_sampled = batch->n_sampled};
+    parts[0] = (struct step_part){.n_rows = batch->n_rows, .n_tokens = batch->n_tokens, .n_sampled = batch->n_sampled};
     if (batch->host_rows == NULL || batch->n_tokens / 2 < least || cut == 0 || cut >= batch->n_tokens) {
         return 1;
     }
