@@ -315,7 +315,7 @@ struct kernel_ops {
     void (*host_free)(struct kernel_device *device, void *memory);
     enum status (*stream_create)(struct kernel_device *device, struct kernel_stream **stream);
     /* One for copies, fills, host calls, `random`, `rmsnorm` and collectives alone: it takes none of what the other
-     * math ops' libraries want. What it runs beside other streams' work goes first where they meet. */
+     * math ops' libraries want. */
     enum status (*copy_stream_create)(struct kernel_device *device, struct kernel_stream **stream);
     void (*stream_destroy)(struct kernel_stream *stream);     /* waits for it first */
     enum status (*stream_sync)(struct kernel_stream *stream); /* waits; the first error of the stream comes out here */
@@ -337,7 +337,7 @@ struct kernel_ops {
 
     /* ---- what the backend wants */
     /* The least tokens of half a step. A step of twice as many may be cut in two, so that the sums over the ranks of
-     * one half run beside the math of the other; cut further, products lose more than that gains. */
+     * one half run beside the math of the other; of fewer, products lose more than that gains. UINT32_MAX: of any. */
     uint32_t half_step_tokens;
     enum dtype (*activation_dtype)(enum dtype weights); /* of qkv, norms' outputs and feed-forward activations */
     size_t (*attention_workspace)(struct kernel_device *device, uint32_t max_tokens, uint32_t n_q_heads,

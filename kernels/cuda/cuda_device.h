@@ -23,7 +23,6 @@ struct kernel_device {
 struct kernel_stream {
     struct kernel_device *device;
     cudaStream_t stream;
-    bool beside;                /* its work goes first, beside that of a stream that computes */
     void *cublas;               /* cublasHandle_t of this stream, bound to it and to the workspace below */
     void *cublas_workspace;     /* device memory; fixed, so that graphs may hold it */
     void *gemm_scratch;         /* device memory of gemm_ring.cuh; fixed as well, one product at a time */

@@ -29,16 +29,12 @@ static void close_stream(struct kernel_stream *stream) {
     cudaStreamDestroy(stream->stream);
 }
 
-static enum status create_stream(struct kernel_device *device, bool goes_first, struct kernel_stream **result) {
-    int least = 0;
-    int greatest = 0;
+enum status cuda_copy_stream_create(struct kernel_device *device, struct kernel_stream **result) {
     TRY(cuda_enter(device));
-    CUDA_TRY(cudaDeviceGetStreamPriorityRange(&least, &greatest));
     struct kernel_stream *stream = (struct kernel_stream *)xcalloc(1, sizeof *stream);
     stream->device = device;
-    enum status status = cuda_status(
-        cudaStreamCreateWithPriority(&stream->stream, cudaStreamNonBlocking, goes_first ? greatest : least),
-        "cudaStreamCreateWithPriority");
+    enum status status =
+        cuda_status(cudaStreamCreateWithFlags(&stream->stream, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
     if (status != STATUS_OK) {
         free(stream);
         return status;
@@ -47,14 +43,9 @@ static enum status create_stream(struct kernel_device *device, bool goes_first, 
     return STATUS_OK;
 }
 
-/* Its blocks get in as those of other streams end: a collective is short, and other cards wait for it. */
-enum status cuda_copy_stream_create(struct kernel_device *device, struct kernel_stream **stream) {
-    return create_stream(device, true, stream);
-}
-
 enum status cuda_stream_create(struct kernel_device *device, struct kernel_stream **result) {
     struct kernel_stream *stream;
-    TRY(create_stream(device, false, &stream));
+    TRY(cuda_copy_stream_create(device, &stream));
     enum status status = cuda_blas_open(stream);
     if (status == STATUS_OK) {
         status = cuda_gemm_open(stream);

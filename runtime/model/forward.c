@@ -388,8 +388,7 @@ enum status forward_enqueue(struct model *model, struct kernel_stream *stream, c
     struct pass passes[STEP_PARTS_MAX];
     uint32_t least = model->shard.world > 1 ? model->kernels->half_step_tokens : UINT32_MAX;
     uint32_t n_parts = batch_cut(batch, least, parts);
-    const struct step_part all = {
-        .n_rows = batch->n_rows, .n_tokens = batch->n_tokens, .n_sampled = batch->n_sampled};
+    const struct step_part all = {.n_rows = batch->n_rows, .n_tokens = batch->n_tokens, .n_sampled = batch->n_sampled};
     struct pass whole = pass_over(model, stream, batch, &all, NULL);
     for (uint32_t i = 0; i < n_parts; i++) {
         passes[i] = pass_over(model, stream, batch, &parts[i], n_parts > 1 ? &model->half[i] : NULL);

@@ -77,7 +77,7 @@ enum status model_open(const struct model_options *options, struct model **out) 
     model->n_valid_ids = options->n_valid_ids;
     model->act = input->kernels->activation_dtype(input->dtype);
     model->delta = batch_delta_dtype(model->act);
-    enum status status = shard_model_make(&model->config, options->rank, input->world, &model->shard);
+    enum status status = plan_shard(input, options->rank, &model->shard);
     if (status == STATUS_OK) {
         weights_layout_make(&model->config, &model->shard, input->dtype, input->max_model_len, &model->layout);
         model->kv = (struct kv_layout){.dtype = input->kv_dtype,
