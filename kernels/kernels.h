@@ -96,11 +96,17 @@ struct op_slot_update {
 };
 
 /* Turns rows into what the other ops read. Per token: its id, position and row. Per row: its first token and the KV
- * length after the step. Per sampled row, in row order: the index of its last token, and its slot. */
+ * length once it is computed. Per sampled row, in row order: the index of its last token, its slot, and that length.
+ *
+ * A part of a step is prepared by itself: R, T and S are the part's. Its first row begins behind the tokens that an
+ * earlier part took, its last row ends with the part; a row is sampled in the part that holds its last token. Tokens
+ * and rows count from the part's first, sample_token from the step's. */
 struct op_batch_prepare {
     struct slot_state slots;
     const struct step_row *rows; /* [R] */
     uint32_t n_rows, n_tokens, n_sampled;
+    uint32_t first_token;   /* of the part in the step; 0 for a whole step, like the next */
+    uint32_t skip;          /* tokens of the first row in earlier parts, fewer than it has */
     uint32_t *row_start;    /* out [R + 1] */
     uint32_t *row_slot;     /* out [R] */
     uint32_t *row_kv_len;   /* out [R] */
@@ -109,6 +115,7 @@ struct op_batch_prepare {
     uint32_t *token_row;    /* out [T] */
     uint32_t *sample_token; /* out [S] */
     uint32_t *sample_slot;  /* out [S] */
+    uint32_t *sample_len;   /* out [S]: row_kv_len of the row, so many ids does its slot hold */
 };
 
 /* out[t] = table[token_id[t] - first_id] where that row is ours, else zeros. */
@@ -307,7 +314,8 @@ struct kernel_ops {
     enum status (*host_alloc)(struct kernel_device *device, size_t bytes, void **memory); /* pinned host memory */
     void (*host_free)(struct kernel_device *device, void *memory);
     enum status (*stream_create)(struct kernel_device *device, struct kernel_stream **stream);
-    /* One for copies, fills, host calls and `random` alone: it takes none of what the math ops' libraries want. */
+    /* One for copies, fills, host calls, `random`, `rmsnorm` and collectives alone: it takes none of what the other
+     * math ops' libraries want. */
     enum status (*copy_stream_create)(struct kernel_device *device, struct kernel_stream **stream);
     void (*stream_destroy)(struct kernel_stream *stream);     /* waits for it first */
     enum status (*stream_sync)(struct kernel_stream *stream); /* waits; the first error of the stream comes out here */
@@ -328,6 +336,9 @@ struct kernel_ops {
                              size_t bytes);
 
     /* ---- what the backend wants */
+    /* The least tokens of half a step. A step of twice as many may be cut in two, so that the sums over the ranks of
+     * one half run beside the math of the other; of fewer, products lose more than that gains. UINT32_MAX: of any. */
+    uint32_t half_step_tokens;
     enum dtype (*activation_dtype)(enum dtype weights); /* of qkv, norms' outputs and feed-forward activations */
     size_t (*attention_workspace)(struct kernel_device *device, uint32_t max_tokens, uint32_t n_q_heads,
                                   uint32_t head_dim, uint32_t max_kv_len); /* bytes */

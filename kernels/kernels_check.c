@@ -85,6 +85,9 @@ void check_batch_prepare(const struct op_batch_prepare *args) {
     check_pointer(op, "token_row", args->token_row, sizeof(uint32_t));
     check_array(op, "sample_token", args->sample_token, args->n_sampled, sizeof(uint32_t));
     check_array(op, "sample_slot", args->sample_slot, args->n_sampled, sizeof(uint32_t));
+    check_array(op, "sample_len", args->sample_len, args->n_sampled, sizeof(uint32_t));
+    CHECK(args->skip <= args->first_token, "%s: skip is %u, with %u tokens in earlier parts", op, args->skip,
+          args->first_token);
 }
 
 void check_embed(const struct op_embed *args) {

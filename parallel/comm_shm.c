@@ -22,8 +22,12 @@
 /* Longer messages travel in pieces of this size, which stay in the second-level cache while two ranks pass them. */
 #define SLOT_MAX ((size_t)1 << 20)
 #define SLOT_MIN ((size_t)4 << 10)
-/* From here on a second gate costs less than having every rank add everything. */
+/* From here on a second gate costs less than having every rank add everything. Not so of two: each would move as much
+ * in two shots. */
 #define ONE_SHOT_BYTES ((size_t)64 << 10)
+/* A longer sum may run beside a stream that computes, whose processor a waiting thread must not spin away; what a
+ * wake-up takes is little of it. */
+#define SPIN_BYTES ((size_t)128 << 10)
 #define SPIN_ROUNDS 20000
 
 static_assert(ATOMIC_INT_LOCK_FREE == 2 && ATOMIC_LLONG_LOCK_FREE == 2, "shared between processes");
@@ -63,7 +67,7 @@ struct comm {
     size_t slot_bytes;
     struct shared *shared;
     size_t mapped_bytes;   /* 0: the memory is somebody else's mapping */
-    uint32_t stream_phase; /* touched by the stream's thread only */
+    uint32_t stream_phase; /* touched by the threads of streams only, in the order of the collectives */
     uint32_t host_phase;
     atomic_bool failed;
 };
@@ -107,8 +111,8 @@ static void relax(void) {
 /* ---- gates */
 
 /* Waits until the gate has opened for the `target`-th time; false when it was aborted. */
-static bool gate_wait(const struct comm *comm, struct gate *gate, uint32_t target) {
-    uint32_t rounds = comm->spin ? SPIN_ROUNDS : 0;
+static bool gate_wait(struct gate *gate, uint32_t target, bool spins) {
+    uint32_t rounds = spins ? SPIN_ROUNDS : 0;
     for (;;) {
         uint32_t seen = atomic_load_explicit(&gate->passed, memory_order_acquire);
         if ((seen & GATE_ABORTED) != 0) {
@@ -135,7 +139,7 @@ static void gate_wake(struct gate *gate) {
     }
 }
 
-static bool gate_pass(const struct comm *comm, struct gate *gate, uint32_t *phase) {
+static bool gate_pass(const struct comm *comm, struct gate *gate, uint32_t *phase, bool spins) {
     CHECK(comm->world > 0, "a group of none");
     *phase += GATE_STEP;
     uint64_t before = atomic_fetch_add_explicit(&gate->arrived, 1, memory_order_acq_rel);
@@ -143,7 +147,7 @@ static bool gate_pass(const struct comm *comm, struct gate *gate, uint32_t *phas
         atomic_fetch_add(&gate->passed, GATE_STEP);
         gate_wake(gate);
     }
-    return gate_wait(comm, gate, *phase);
+    return gate_wait(gate, *phase, spins);
 }
 
 /* ---- phases of the stream */
@@ -158,9 +162,10 @@ static char *next_slot(const struct comm *comm) {
     return slot_of(comm, comm->stream_phase + GATE_STEP, comm->rank);
 }
 
-/* Ends the writing of a phase; afterwards slot_of(comm, comm->stream_phase, r) holds what rank r wrote. */
-static bool pass(struct comm *comm) {
-    if (!gate_pass(comm, &comm->shared->stream, &comm->stream_phase)) {
+/* Ends the writing of a phase of a collective of `bytes`; afterwards slot_of(comm, comm->stream_phase, r) holds what
+ * rank r wrote. */
+static bool pass(struct comm *comm, size_t bytes) {
+    if (!gate_pass(comm, &comm->shared->stream, &comm->stream_phase, comm->spin && bytes <= SPIN_BYTES)) {
         atomic_store(&comm->failed, true);
         return false;
     }
@@ -173,23 +178,27 @@ static void copy_bytes(void *to, const void *from, size_t bytes) {
     }
 }
 
-static bool reduce_one_shot(struct comm *comm, char *data, size_t count, enum dtype dtype) {
+/* `count` elements of a sum, which are at `data`. */
+static bool reduce_one_shot(const struct record *record, char *data, size_t count) {
+    struct comm *comm = record->comm;
+    size_t element = dtype_bytes(record->dtype);
     const void *parts[COMM_MAX_WORLD];
-    copy_bytes(next_slot(comm), data, count * dtype_bytes(dtype));
-    if (!pass(comm)) {
+    copy_bytes(next_slot(comm), data, count * element);
+    if (!pass(comm, record->size * element)) {
         return false;
     }
     for (uint32_t r = 0; r < comm->world; r++) {
-        parts[r] = slot_of(comm, comm->stream_phase, r);
+        parts[r] = r == comm->rank ? data : slot_of(comm, comm->stream_phase, r);
     }
-    reduce_sum(data, parts, comm->world, count, dtype);
+    reduce_sum(data, parts, comm->world, count, record->dtype);
     return true;
 }
 
 /* Rank r adds the r-th slice and hands it to the others: the same additions in the same order as one shot. */
-static bool reduce_two_shot(struct comm *comm, char *data, size_t count, enum dtype dtype) {
+static bool reduce_two_shot(const struct record *record, char *data, size_t count) {
+    struct comm *comm = record->comm;
     const void *parts[COMM_MAX_WORLD];
-    size_t element = dtype_bytes(dtype);
+    size_t element = dtype_bytes(record->dtype);
     size_t line = LINE / element;
     size_t slice = round_up((count + comm->world - 1) / comm->world, line);
     size_t mine = comm->rank * slice < count ? comm->rank * slice : count;
@@ -197,16 +206,16 @@ static bool reduce_two_shot(struct comm *comm, char *data, size_t count, enum dt
     char *slot = next_slot(comm);
     copy_bytes(slot, data, mine * element);
     copy_bytes(slot + (mine + n_mine) * element, data + (mine + n_mine) * element, (count - mine - n_mine) * element);
-    if (!pass(comm)) {
+    if (!pass(comm, record->size * element)) {
         return false;
     }
     for (uint32_t r = 0; r < comm->world; r++) {
         parts[r] = r == comm->rank ? data + mine * element : slot_of(comm, comm->stream_phase, r) + mine * element;
     }
     slot = next_slot(comm);
-    reduce_sum(slot + mine * element, parts, comm->world, n_mine, dtype);
+    reduce_sum(slot + mine * element, parts, comm->world, n_mine, record->dtype);
     copy_bytes(data + mine * element, slot + mine * element, n_mine * element);
-    if (!pass(comm)) {
+    if (!pass(comm, record->size * element)) {
         return false;
     }
     for (uint32_t r = 0; r < comm->world; r++) {
@@ -224,12 +233,11 @@ static void run_all_reduce(void *argument) {
     struct comm *comm = record->comm;
     size_t element = dtype_bytes(record->dtype);
     size_t most = comm->slot_bytes / element;
-    bool one_shot = record->size * element <= ONE_SHOT_BYTES;
+    bool one_shot = comm->world <= 2 || record->size * element <= ONE_SHOT_BYTES;
     for (size_t at = 0; at < record->size && !atomic_load(&comm->failed); at += most) {
         size_t count = record->size - at < most ? record->size - at : most;
         char *data = (char *)record->recv + at * element;
-        if (!(one_shot ? reduce_one_shot(comm, data, count, record->dtype)
-                       : reduce_two_shot(comm, data, count, record->dtype))) {
+        if (!(one_shot ? reduce_one_shot(record, data, count) : reduce_two_shot(record, data, count))) {
             return;
         }
     }
@@ -241,7 +249,7 @@ static void run_all_gather(void *argument) {
     for (size_t at = 0; at < record->size && !atomic_load(&comm->failed); at += comm->slot_bytes) {
         size_t bytes = record->size - at < comm->slot_bytes ? record->size - at : comm->slot_bytes;
         copy_bytes(next_slot(comm), (const char *)record->send + at, bytes);
-        if (!pass(comm)) {
+        if (!pass(comm, record->size)) {
             return;
         }
         for (uint32_t r = 0; r < comm->world; r++) {
@@ -259,7 +267,7 @@ static void run_broadcast(void *argument) {
         if (comm->rank == record->root) {
             copy_bytes(next_slot(comm), data, bytes);
         }
-        if (!pass(comm)) {
+        if (!pass(comm, record->size)) {
             return;
         }
         if (comm->rank != record->root) {
@@ -297,7 +305,7 @@ static void run_all_to_all(void *argument) {
             part += record->send_bytes[r];
         }
         comm->shared->member[comm->rank].exchange_bytes[parity] = largest(record->send_bytes, comm->world);
-        if (!pass(comm)) {
+        if (!pass(comm, largest(record->send_bytes, comm->world))) {
             return;
         }
         char *to = record->recv;
@@ -366,7 +374,7 @@ static enum status shm_broadcast(struct comm *comm, struct kernel_stream *stream
 
 static enum status shm_barrier(struct comm *comm) {
     TRY(shm_check(comm));
-    if (!gate_pass(comm, &comm->shared->host, &comm->host_phase)) {
+    if (!gate_pass(comm, &comm->shared->host, &comm->host_phase, comm->spin)) {
         atomic_store(&comm->failed, true);
     }
     return shm_check(comm);

@@ -48,19 +48,23 @@ static void batch_prepare_run(struct kernel_device *device, const void *context)
     uint32_t sampled = 0;
     for (uint32_t r = 0; r < args->n_rows; r++) {
         const struct step_row *row = &args->rows[r];
-        uint32_t pos = args->slots.len[row->slot];
+        uint32_t skip = r == 0 ? args->skip : 0;
+        uint32_t pos = args->slots.len[row->slot] + skip;
+        uint32_t left = row->q_len - skip;
+        uint32_t n = left < args->n_tokens - token ? left : args->n_tokens - token;
         const uint32_t *ids = slot_ids(&args->slots, row->slot);
         args->row_start[r] = token;
         args->row_slot[r] = row->slot;
-        args->row_kv_len[r] = pos + row->q_len;
-        for (uint32_t i = 0; i < row->q_len; i++, token++) {
+        args->row_kv_len[r] = pos + n;
+        for (uint32_t i = 0; i < n; i++, token++) {
             args->token_id[token] = ids[pos + i];
             args->token_pos[token] = pos + i;
             args->token_row[token] = r;
         }
-        if ((row->flags & STEP_ROW_SAMPLE) != 0) {
-            args->sample_token[sampled] = token - 1;
-            args->sample_slot[sampled++] = row->slot;
+        if (n == left && (row->flags & STEP_ROW_SAMPLE) != 0) {
+            args->sample_token[sampled] = args->first_token + token - 1;
+            args->sample_slot[sampled] = row->slot;
+            args->sample_len[sampled++] = pos + n;
         }
     }
     args->row_start[args->n_rows] = token;

@@ -65,9 +65,9 @@ static __device__ __forceinline__ uint64_t row_counts(const struct step_row &row
     return (uint64_t)row.q_len << 32 | ((row.flags & STEP_ROW_SAMPLE) != 0 ? 1u : 0u);
 }
 
-/* Calls visit(r, row r, the counts of the rows before it) for each row, in some thread; returns the counts of all. */
+/* Calls visit(r, row r, the counts of the rows before it) for each row, in some thread. */
 template <typename F>
-static __device__ __forceinline__ uint64_t visit_rows(const struct step_row *rows, uint32_t n_rows, F visit) {
+static __device__ __forceinline__ void visit_rows(const struct step_row *rows, uint32_t n_rows, F visit) {
     uint64_t done = 0;
     for (uint32_t first = 0; first < n_rows; first += THREADS) {
         uint32_t r = first + threadIdx.x;
@@ -82,21 +82,26 @@ static __device__ __forceinline__ uint64_t visit_rows(const struct step_row *row
         }
         done += total;
     }
-    return done;
 }
 
 /* ---- batch_prepare */
 
+/* The tokens before a row count from the beginning of the part's first row, of which the part skips some. */
 static __device__ void prepare_row(const struct op_batch_prepare &args, uint32_t r, const struct step_row &row,
                                    uint64_t before) {
-    uint32_t first = (uint32_t)(before >> 32);
+    uint32_t skip = r == 0 ? args.skip : 0;
+    uint32_t first = r == 0 ? 0 : (uint32_t)(before >> 32) - args.skip;
+    uint32_t end = first + row.q_len - skip;
+    bool whole = end <= args.n_tokens;
+    uint32_t kv_len = args.slots.len[row.slot] + row.q_len - (whole ? 0 : end - args.n_tokens);
     args.row_start[r] = first;
     args.row_slot[r] = row.slot;
-    args.row_kv_len[r] = args.slots.len[row.slot] + row.q_len;
-    if ((row.flags & STEP_ROW_SAMPLE) != 0) {
+    args.row_kv_len[r] = kv_len;
+    if (whole && (row.flags & STEP_ROW_SAMPLE) != 0) {
         uint32_t sampled = (uint32_t)before;
-        args.sample_token[sampled] = first + row.q_len - 1;
+        args.sample_token[sampled] = args.first_token + end - 1;
         args.sample_slot[sampled] = row.slot;
+        args.sample_len[sampled] = kv_len;
     }
 }
 
@@ -116,18 +121,16 @@ static __device__ uint32_t find_row(const uint32_t *row_start, uint32_t n_rows, 
 }
 
 static __global__ void __launch_bounds__(THREADS) batch_prepare_kernel(struct op_batch_prepare args) {
-    uint64_t counts = visit_rows(args.rows, args.n_rows, [&](uint32_t r, const struct step_row &row, uint64_t before) {
-        prepare_row(args, r, row, before);
-    });
-    uint32_t n_tokens = (uint32_t)(counts >> 32);
+    visit_rows(args.rows, args.n_rows,
+               [&](uint32_t r, const struct step_row &row, uint64_t before) { prepare_row(args, r, row, before); });
     if (threadIdx.x == 0) {
-        args.row_start[args.n_rows] = n_tokens;
+        args.row_start[args.n_rows] = args.n_tokens;
     }
     __syncthreads();
-    for (uint32_t token = threadIdx.x; token < n_tokens; token += THREADS) {
+    for (uint32_t token = threadIdx.x; token < args.n_tokens; token += THREADS) {
         uint32_t r = find_row(args.row_start, args.n_rows, token);
         uint32_t slot = args.rows[r].slot;
-        uint32_t pos = args.slots.len[slot] + token - args.row_start[r];
+        uint32_t pos = args.slots.len[slot] + (r == 0 ? args.skip : 0) + token - args.row_start[r];
         args.token_id[token] = slot_ids(args.slots, slot)[pos];
         args.token_pos[token] = pos;
         args.token_row[token] = r;

@@ -15,12 +15,28 @@
 
 struct step_batch {
     const struct step_row *rows; /* device, [R] */
-    uint32_t n_rows;             /* >= 1 */
+    const struct step_row
+        *host_rows;  /* the same where the host reads them, during the call; NULL: never cut the step */
+    uint32_t n_rows; /* >= 1 */
     uint32_t n_tokens;
     uint32_t n_sampled;
     uint32_t max_kv_len; /* no row's KV is longer after the step */
     bool greedy;         /* every sampled row wants the largest logit and no log-probabilities */
 };
+
+/* A run of a step's tokens. A row that is cut belongs to the parts on both sides. */
+struct step_part {
+    uint32_t first_row, n_rows;
+    uint32_t skip; /* tokens of its first row in the part before */
+    uint32_t first_token, n_tokens;
+    uint32_t first_sampled, n_sampled; /* rows that end in it and are sampled */
+};
+
+#define STEP_PARTS_MAX 2
+
+/* Cuts a step in two about its middle, somewhere in a row as a rule, when that leaves each half about `least` tokens.
+ * Returns the number of parts. */
+uint32_t batch_cut(const struct step_batch *batch, uint32_t least, struct step_part parts[STEP_PARTS_MAX]);
 
 struct batch_limits {
     uint32_t max_tokens;  /* T */
@@ -32,15 +48,14 @@ struct batch_limits {
 struct batch_buffers {
     /* of the step */
     struct step_row *rows;  /* [R] where a graph finds its rows; else they stay in the body */
-    uint32_t *row_start;    /* [R + 1] */
-    uint32_t *row_slot;     /* [R] */
-    uint32_t *row_kv_len;   /* [R] */
+    uint32_t *row_start;    /* [R + 1], and room for another row and its end: those of parts lie side by side */
+    uint32_t *row_slot;     /* [R], likewise */
+    uint32_t *row_kv_len;   /* [R], likewise */
     uint32_t *token_id;     /* [T] */
     uint32_t *token_pos;    /* [T] */
     uint32_t *token_row;    /* [T] */
     uint32_t *sample_token; /* [S] */
     uint32_t *sample_slot;  /* [S] */
-    uint32_t *sample_row;   /* [S] */
     uint32_t *sample_len;   /* [S] ids the slot holds */
     /* of the layers */
     float *residual;         /* [T][H] */
@@ -75,5 +90,12 @@ static inline enum dtype batch_delta_dtype(enum dtype act) {
 size_t batch_buffers_place(const struct model_config *config, const struct shard_model *shard,
                            const struct batch_limits *limits, enum dtype act, size_t workspace_bytes, void *memory,
                            struct batch_buffers *buffers);
+
+/* The buffers as a part of the step sees them: arrays of tokens, rows and sampled rows begin with its own. What a part
+ * leaves in gate_up and ffn may lie in another one's qkv and attended, so no part's feed-forward comes between another
+ * one's qkv and o. */
+struct batch_buffers batch_buffers_of(const struct batch_buffers *buffers, const struct step_part *part,
+                                      const struct model_config *config, const struct shard_model *shard,
+                                      enum dtype act);
 
 #endif

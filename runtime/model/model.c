@@ -28,6 +28,26 @@ static enum status allocate(struct model *model, const struct plan_input *input,
     return STATUS_OK;
 }
 
+static enum status open_side(struct model *model) {
+    TRY(model->kernels->copy_stream_create(model->device, &model->side_stream));
+    for (int i = 0; i < STEP_PARTS_MAX; i++) {
+        TRY(model->kernels->event_create(model->device, &model->half[i].ready));
+        TRY(model->kernels->event_create(model->device, &model->half[i].summed));
+    }
+    return STATUS_OK;
+}
+
+static void close_side(struct model *model) {
+    if (model->side_stream == NULL) {
+        return;
+    }
+    model->kernels->stream_destroy(model->side_stream);
+    for (int i = 0; i < STEP_PARTS_MAX; i++) {
+        model->kernels->event_destroy(model->half[i].ready);
+        model->kernels->event_destroy(model->half[i].summed);
+    }
+}
+
 enum status model_load(struct model *model, const struct model_options *options) {
     const struct plan_input *input = options->input;
     struct weights_load weights = {
@@ -57,7 +77,7 @@ enum status model_open(const struct model_options *options, struct model **out) 
     model->n_valid_ids = options->n_valid_ids;
     model->act = input->kernels->activation_dtype(input->dtype);
     model->delta = batch_delta_dtype(model->act);
-    enum status status = shard_model_make(&model->config, options->rank, input->world, &model->shard);
+    enum status status = plan_shard(input, options->rank, &model->shard);
     if (status == STATUS_OK) {
         weights_layout_make(&model->config, &model->shard, input->dtype, input->max_model_len, &model->layout);
         model->kv = (struct kv_layout){.dtype = input->kv_dtype,
@@ -67,6 +87,9 @@ enum status model_open(const struct model_options *options, struct model **out) 
                                        .head_dim = model->config.head_dim};
         model->kv_layer_bytes = model->kv.n_blocks * kv_block_elements(&model->kv) * dtype_bytes(model->kv.dtype);
         status = allocate(model, input, &options->plan->rank[options->rank]);
+    }
+    if (status == STATUS_OK && input->world > 1) {
+        status = open_side(model);
     }
     if (status != STATUS_OK) {
         model_close(model);
@@ -81,6 +104,7 @@ void model_close(struct model *model) {
     if (model == NULL) {
         return;
     }
+    close_side(model);
     void *arenas[] = {model->weight_arena, model->slot_arena, model->activation_arena, model->kv_arena};
     for (size_t i = 0; i < sizeof arenas / sizeof arenas[0]; i++) {
         if (arenas[i] != NULL) {

@@ -22,6 +22,12 @@ struct model {
     struct kernel_device *device;
     const struct comm_ops *comm_ops; /* set by whoever opens the communicator, before the first step */
     struct comm *comm;               /* borrowed */
+    /* Where the sums over the ranks of half a step run beside the math of the other half; NULL in a world of 1. */
+    struct kernel_stream *side_stream;
+    struct model_half {
+        struct kernel_event *ready;  /* on the stream that computes: this rank's part of a sum is there */
+        struct kernel_event *summed; /* on side_stream */
+    } half[STEP_PARTS_MAX];
     struct batch_limits limits;
     struct weights_layout layout;
     struct model_weights weights;

@@ -43,6 +43,14 @@ static enum status check_input(const struct plan_input *input) {
     return STATUS_OK;
 }
 
+enum status plan_shard(const struct plan_input *input, uint32_t rank, struct shard_model *shard) {
+    TRY(shard_model_make(input->config, rank, input->world, shard));
+    if (input->balance_layers) {
+        shard_balance_ffn(input->config, shard);
+    }
+    return STATUS_OK;
+}
+
 static struct batch_limits batch_limits_of(const struct plan_input *input) {
     size_t rows = LOGITS_BYTES / ((size_t)input->config->vocab_size * sizeof(float));
     rows = rows < LOGITS_ROWS_MIN ? LOGITS_ROWS_MIN : rows;
@@ -104,7 +112,7 @@ static enum status comm_bytes_of(const struct plan_input *input, const struct ba
     size_t most = (size_t)input->max_num_batched_tokens * input->config->hidden_size * sizeof(float);
     for (uint32_t rank = 0; rank < input->world; rank++) {
         struct shard_model shard;
-        TRY(shard_model_make(input->config, rank, input->world, &shard));
+        TRY(plan_shard(input, rank, &shard));
         most = larger(most, rows * shard.n_vocab * sizeof(float));
     }
     most = larger(most, rows * sizeof(struct token_choice));
@@ -127,7 +135,7 @@ static enum status plan_one(const struct plan_input *input, uint32_t rank, struc
     struct batch_buffers buffers;
     struct slot_state slots;
     void *body;
-    TRY(shard_model_make(input->config, rank, input->world, &shard));
+    TRY(plan_shard(input, rank, &shard));
     weights_layout_make(input->config, &shard, input->dtype, input->max_model_len, &layout);
     struct kv_layout kv = {.dtype = input->kv_dtype,
                            .block_size = input->block_size,

@@ -28,6 +28,7 @@ struct plan_input {
     uint64_t memory_limit_bytes;     /* per rank, the context included; 0: what free_bytes allows */
     uint64_t context_bytes;          /* what a process takes of its device before it asks for anything */
     uint64_t free_bytes; /* of each rank's device next to such a process, or of the host when ranks share it */
+    bool balance_layers; /* shard_balance_ffn: the backend cuts steps in halves */
     bool shared_memory;  /* the ranks live in the memory of one host (cpu); else on cards of their own */
     const struct kernel_ops *kernels; /* asked for activation dtype and attention workspace */
     struct kernel_device *device;     /* NULL where the backend's answers do not depend on it */
@@ -57,6 +58,9 @@ struct plan {
 /* STATUS_LIMIT when the weights, or the KV of one sequence of max_model_len, do not fit; the text says what to lower.
  * STATUS_INVALID for values that cannot be; STATUS_UNSUPPORTED when the model cannot be split over that world. */
 enum status plan_make(const struct plan_input *input, struct plan *plan);
+
+/* What a rank holds of the model; fails as shard_model_make does. */
+enum status plan_shard(const struct plan_input *input, uint32_t rank, struct shard_model *shard);
 
 /* Where the parts of an arena lie: point into `memory`, or only measure when it is NULL. Both return the bytes needed,
  * which are those of the plan. The step's body lies behind the batch buffers, max_body_bytes long. */

@@ -61,8 +61,13 @@ static void deal(uint32_t units, uint32_t rank, uint32_t world, uint32_t *first,
     *count = base + (rank < rest);
 }
 
+/* So that each of `world` ranks can have `least` of them. */
+static uint32_t granule_of(uint32_t columns, uint32_t world, uint32_t least) {
+    return columns % GRANULE == 0 && columns / GRANULE >= world * least ? GRANULE : 1;
+}
+
 static void deal_columns(uint32_t columns, uint32_t rank, uint32_t world, uint32_t *first, uint32_t *count) {
-    uint32_t granule = columns % GRANULE == 0 && columns / GRANULE >= world ? GRANULE : 1;
+    uint32_t granule = granule_of(columns, world, 1);
     deal(columns / granule, rank, world, first, count);
     *first *= granule;
     *count *= granule;
@@ -111,6 +116,39 @@ enum status shard_model_make(const struct model_config *config, uint32_t rank, u
     deal_columns(config->intermediate_size, rank, world, &shard->ffn_first, &shard->n_ffn);
     deal_columns(config->vocab_size, rank, world, &shard->vocab_first, &shard->n_vocab);
     return STATUS_OK;
+}
+
+/* Rows of qkv and columns of o; a column of the feed-forward has three of the kind. */
+static uint64_t attention_size(const struct model_config *config, uint32_t rank, uint32_t world) {
+    struct shard_model shard = {.rank = rank, .world = world};
+    deal_heads(config, &shard);
+    return (uint64_t)(2 * shard.n_q + 2 * shard.n_kv) * config->head_dim;
+}
+
+void shard_balance_ffn(const struct model_config *config, struct shard_model *shard) {
+    uint64_t world = shard->world;
+    uint64_t columns = config->intermediate_size;
+    uint64_t before[SHARD_MAX_WORLD + 1] = {0}; /* attention of the ranks before one */
+    uint64_t most = 0;
+    for (uint32_t r = 0; r < world; r++) {
+        uint64_t size = attention_size(config, r, shard->world);
+        before[r + 1] = before[r] + size;
+        most = size > most ? size : most;
+    }
+    /* No rank is left with less than half an even share: that is at least one column or granule, rounding included. */
+    uint64_t excess = most * world - before[world];
+    if (excess == 0 || 2 * excess > 3 * columns || columns < 4 * world) {
+        return;
+    }
+    uint32_t granule = granule_of(config->intermediate_size, shard->world, 4);
+    uint32_t border[2]; /* columns of the ranks before this one, and with it */
+    for (uint32_t i = 0; i < 2; i++) {
+        uint64_t ranks = shard->rank + i;
+        uint64_t thirds = ranks * (3 * columns + before[world]) - world * before[ranks]; /* of columns, times world */
+        border[i] = (uint32_t)((thirds / (3 * world) + granule / 2) / granule * granule);
+    }
+    shard->ffn_first = border[0];
+    shard->n_ffn = border[1] - border[0];
 }
 
 void shard_q_to_kv(const struct model_config *config, const struct shard_model *shard, uint32_t *map) {

@@ -7,9 +7,11 @@
  * are dealt to the KV heads (the remainder to the first ones), and the query heads of a group are cut over its ranks,
  * each of which holds a copy of that KV head. No rank is ever empty.
  *
- * FFN columns are cut evenly even where heads are not. The ranks meet at the sum behind o and again at the one behind
- * down, so a layer takes max(attention) + max(FFN): columns that make up for fewer heads would only add to the second,
- * while at the first the ranks still wait for the one with the most heads. */
+ * FFN columns are cut evenly even where heads are not, as long as the ranks meet at the sum behind o and again at the
+ * one behind down: a layer takes max(attention) + max(FFN) then, and columns that make up for fewer heads would only
+ * add to the second, while at the first the ranks still wait for the one with the most heads. Where sums run beside
+ * math (forward.c), ranks wait for each other about once a layer, and shard_balance_ffn evens out heads and columns
+ * together: of 3 groups over 2 ranks, the rank of one takes 55 % of the columns. */
 #ifndef TANDEM_MODEL_SHARD_H
 #define TANDEM_MODEL_SHARD_H
 
@@ -63,6 +65,10 @@ struct shard_slice {
  * small for the world; the text names the largest world that works. */
 enum status shard_model_make(const struct model_config *config, uint32_t rank, uint32_t world,
                              struct shard_model *shard);
+
+/* Deals the FFN columns anew, so that every rank has as much of a layer's matrices; where heads are even, columns stay
+ * even. Every rank of a group must do so, or none. */
+void shard_balance_ffn(const struct model_config *config, struct shard_model *shard);
 
 /* map[h] = which of the rank's KV heads its query head h reads, for h < n_q. */
 void shard_q_to_kv(const struct model_config *config, const struct shard_model *shard, uint32_t *map);

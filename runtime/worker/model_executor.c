@@ -430,6 +430,7 @@ static enum status enqueue_rows(struct executor *executor, struct flight *flight
     }
     struct step_batch batch = {
         .rows = on_device(executor, flight, view->rows),
+        .host_rows = view->rows,
         .n_rows = header->n_rows,
         .n_tokens = header->n_tokens,
         .n_sampled = header->n_sampled,

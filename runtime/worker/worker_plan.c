@@ -21,6 +21,7 @@ void worker_plan_input(const struct worker_init *init, const struct model_config
         .n_blocks = init->limits.n_blocks,
         .memory_limit_bytes = init->memory_limit_bytes,
         .n_graphs = cards ? graph_cache_count(init->limits.max_rows) : 0,
+        .balance_layers = !cards,
         .shared_memory = !cards,
         .kernels = kernels,
         .device = device,

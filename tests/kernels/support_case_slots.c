@@ -111,27 +111,37 @@ static void check_words(struct rig *rig, const uint32_t *device, const uint32_t 
     free(actual);
 }
 
+/* `rows` are the step's; the part that was prepared begins in `first_row`. */
 static void check_prepared(struct rig *rig, const struct op_batch_prepare *args, const struct step_row *rows,
-                           const struct model *model) {
-    uint32_t row_start[SLOTS + 1] = {0}, row_slot[SLOTS], kv_len[SLOTS], sample_token[SLOTS], sample_slot[SLOTS];
+                           uint32_t first_row, const struct model *model) {
+    uint32_t row_start[SLOTS + 3] = {0}, row_slot[SLOTS + 2], kv_len[SLOTS + 2];
+    uint32_t sample_token[SLOTS + 2], sample_slot[SLOTS + 2], sample_len[SLOTS + 2];
     uint32_t id[SLOTS * MAX_LEN], pos[SLOTS * MAX_LEN], row_of[SLOTS * MAX_LEN];
-    uint32_t token = 0;
+    uint32_t token = 0; /* of the part */
     uint32_t sampled = 0;
-    for (uint32_t r = 0; r < args->n_rows; r++) {
+    uint32_t passed = 0; /* tokens of the step */
+    for (uint32_t r = 0; r < first_row + args->n_rows; r++) {
         uint32_t slot = rows[r].slot;
-        row_slot[r] = slot;
-        kv_len[r] = model->len[slot] + rows[r].q_len;
-        for (uint32_t at = model->len[slot]; at < kv_len[r]; at++) {
-            id[token] = model->ids[slot][at];
-            pos[token] = at;
-            row_of[token++] = r;
+        uint32_t at = model->len[slot];
+        for (uint32_t i = 0; i < rows[r].q_len; i++, passed++) {
+            if (passed >= args->first_token && token < args->n_tokens) {
+                id[token] = model->ids[slot][at + i];
+                pos[token] = at + i;
+                row_of[token++] = r - first_row;
+                row_slot[r - first_row] = slot;
+                row_start[r - first_row + 1] = token;
+                kv_len[r - first_row] = at + i + 1;
+            }
         }
-        row_start[r + 1] = token;
-        if (rows[r].flags == STEP_ROW_SAMPLE) {
-            sample_token[sampled] = token - 1;
+        if (rows[r].flags == STEP_ROW_SAMPLE && passed > args->first_token &&
+            passed <= args->first_token + args->n_tokens) {
+            sample_token[sampled] = passed - 1;
+            sample_len[sampled] = at + rows[r].q_len;
             sample_slot[sampled++] = slot;
         }
     }
+    EXPECT_EQ(token, args->n_tokens);
+    EXPECT_EQ(sampled, args->n_sampled);
     check_words(rig, args->row_start, row_start, args->n_rows + 1);
     check_words(rig, args->row_slot, row_slot, args->n_rows);
     check_words(rig, args->row_kv_len, kv_len, args->n_rows);
@@ -140,6 +150,44 @@ static void check_prepared(struct rig *rig, const struct op_batch_prepare *args,
     check_words(rig, args->token_row, row_of, token);
     check_words(rig, args->sample_token, sample_token, sampled);
     check_words(rig, args->sample_slot, sample_slot, sampled);
+    check_words(rig, args->sample_len, sample_len, sampled);
+}
+
+/* Prepares the tokens [first, end) of a step and checks what comes out. */
+static void prepare_part(struct rig *rig, const struct slot_state *slots, const struct step_row *device_rows,
+                         const struct step_row *rows, uint32_t first, uint32_t end, const struct model *model) {
+    uint32_t first_row = 0;
+    uint32_t start = 0; /* of that row */
+    for (; start + rows[first_row].q_len <= first; first_row++) {
+        start += rows[first_row].q_len;
+    }
+    uint32_t n_rows = 0;
+    uint32_t n_sampled = 0;
+    for (uint32_t at = start; at < end; n_rows++) {
+        at += rows[first_row + n_rows].q_len;
+        n_sampled += at <= end && rows[first_row + n_rows].flags == STEP_ROW_SAMPLE;
+    }
+    uint32_t n = end - first;
+    struct op_batch_prepare prepare = {
+        .slots = *slots,
+        .rows = device_rows + first_row,
+        .n_rows = n_rows,
+        .n_tokens = n,
+        .n_sampled = n_sampled,
+        .first_token = first,
+        .skip = first - start,
+        .row_start = rig_alloc(rig, (n_rows + 1) * sizeof(uint32_t)),
+        .row_slot = rig_alloc(rig, n_rows * sizeof(uint32_t)),
+        .row_kv_len = rig_alloc(rig, n_rows * sizeof(uint32_t)),
+        .token_id = rig_alloc(rig, n * sizeof(uint32_t)),
+        .token_pos = rig_alloc(rig, n * sizeof(uint32_t)),
+        .token_row = rig_alloc(rig, n * sizeof(uint32_t)),
+        .sample_token = rig_alloc(rig, n_sampled * sizeof(uint32_t)),
+        .sample_slot = rig_alloc(rig, n_sampled * sizeof(uint32_t)),
+        .sample_len = rig_alloc(rig, n_sampled * sizeof(uint32_t)),
+    };
+    EXPECT_OK(rig->ops->batch_prepare(rig->stream, &prepare));
+    check_prepared(rig, &prepare, rows, first_row, model);
 }
 
 /* Rows for all started slots that have room, prefill chunks and single tokens mixed, and two padding rows. */
@@ -174,23 +222,12 @@ static void run_step(struct rig *rig, const struct slot_state *slots, struct mod
         n_sampled += rows[r].flags == STEP_ROW_SAMPLE;
     }
     const struct step_row *device_rows = rig_upload(rig, rows, n_rows * sizeof *rows);
-    struct op_batch_prepare prepare = {
-        .slots = *slots,
-        .rows = device_rows,
-        .n_rows = n_rows,
-        .n_tokens = n_tokens,
-        .n_sampled = n_sampled,
-        .row_start = rig_alloc(rig, (n_rows + 1) * sizeof(uint32_t)),
-        .row_slot = rig_alloc(rig, n_rows * sizeof(uint32_t)),
-        .row_kv_len = rig_alloc(rig, n_rows * sizeof(uint32_t)),
-        .token_id = rig_alloc(rig, n_tokens * sizeof(uint32_t)),
-        .token_pos = rig_alloc(rig, n_tokens * sizeof(uint32_t)),
-        .token_row = rig_alloc(rig, n_tokens * sizeof(uint32_t)),
-        .sample_token = rig_alloc(rig, n_sampled * sizeof(uint32_t)),
-        .sample_slot = rig_alloc(rig, n_sampled * sizeof(uint32_t)),
-    };
-    EXPECT_OK(rig->ops->batch_prepare(rig->stream, &prepare));
-    check_prepared(rig, &prepare, rows, model);
+    prepare_part(rig, slots, device_rows, rows, 0, n_tokens, model);
+    uint32_t cuts[] = {1 + (uint32_t)(rng_next(seed) % (n_tokens - 1)), rows[0].q_len, n_tokens - 1};
+    for (size_t i = 0; i < sizeof cuts / sizeof cuts[0]; i++) {
+        prepare_part(rig, slots, device_rows, rows, 0, cuts[i], model);
+        prepare_part(rig, slots, device_rows, rows, cuts[i], n_tokens, model);
+    }
     struct op_commit commit = {
         .slots = *slots,
         .rows = device_rows,

@@ -154,6 +154,69 @@ TEST_TIMEOUT(neighbours_do_not_matter, 60) {
     }
 }
 
+/* ---- steps in two halves */
+
+static const struct kernel_ops *uncut;
+static uint32_t n_prepared; /* parts of steps */
+
+static enum status count_prepared(struct kernel_stream *stream, const struct op_batch_prepare *args) {
+    n_prepared++;
+    return uncut->batch_prepare(stream, args);
+}
+
+/* Runs `body` with every step of 33 tokens and more in two halves; `n_parts` there are then in all. */
+static void run_in_halves(struct group_rank *rank, void (*body)(struct group_rank *rank), uint32_t n_parts) {
+    struct kernel_ops table = *rank->model->kernels;
+    uncut = rank->model->kernels;
+    table.half_step_tokens = 16;
+    table.batch_prepare = count_prepared;
+    rank->model->kernels = &table;
+    body(rank);
+    rank->model->kernels = uncut;
+    EXPECT_EQ(n_prepared, n_parts);
+}
+
+/* 45 tokens, cut at the 32nd. */
+static void run_one_row_in_halves(struct group_rank *rank) {
+    run_in_halves(rank, run_in_chunks, N_IDS + 1);
+}
+
+/* Of 30 and 25 tokens, the second row is cut; of 1, 31 and 15, none is. */
+static void run_a_crowd_in_halves(struct group_rank *rank) {
+    run_in_halves(rank, run_in_a_crowd, N_IDS + 2 + 2);
+}
+
+TEST_TIMEOUT(halves_do_not_matter, 60) {
+    static const char *const configs[] = {qwen, llama, mqa};
+    uint32_t chunk = 64;
+    for (int c = 0; c < 3; c++) {
+        for (uint32_t world = 2; world <= 3; world++) {
+            struct group_options options = options_for(configs[c], world);
+            options.dtype = c == 0 ? DTYPE_BF16 : DTYPE_F32;
+            options.threads = 1 + (uint32_t)c;
+            options.argument = &chunk;
+            const struct trace *whole = group_run(&options, sizeof(struct trace), run_in_chunks);
+            expect_same(whole, group_run(&options, sizeof(struct trace), run_one_row_in_halves), "whole and in halves");
+            expect_same(whole, group_run(&options, sizeof(struct trace), run_a_crowd_in_halves),
+                        "whole and in a crowd");
+        }
+    }
+}
+
+TEST(a_step_is_cut_about_its_middle) {
+    static const struct step_row rows[] = {{.q_len = 40, .flags = STEP_ROW_SAMPLE}, {.q_len = 100}, {.q_len = 60}};
+    struct step_part parts[STEP_PARTS_MAX];
+    struct step_batch batch = {.host_rows = rows, .n_rows = 3, .n_tokens = 200, .n_sampled = 1};
+    EXPECT_EQ(batch_cut(&batch, 101, parts), 1);
+    EXPECT(parts[0].first_row == 0 && parts[0].n_rows == 3 && parts[0].n_tokens == 200 && parts[0].n_sampled == 1);
+    EXPECT_EQ(batch_cut(&batch, 100, parts), 2);
+    EXPECT(parts[0].n_rows == 2 && parts[0].n_tokens == 96 && parts[0].n_sampled == 1);
+    EXPECT(parts[1].first_row == 1 && parts[1].n_rows == 2 && parts[1].skip == 56 && parts[1].first_token == 96);
+    EXPECT(parts[1].n_tokens == 104 && parts[1].first_sampled == 1 && parts[1].n_sampled == 0);
+    batch.host_rows = NULL;
+    EXPECT_EQ(batch_cut(&batch, 1, parts), 1);
+}
+
 /* ---- worlds */
 
 static void expect_near(const struct trace *a, const struct trace *b, const char *what, uint32_t world) {
@@ -249,6 +312,20 @@ TEST_TIMEOUT(draws_are_the_same_on_all_ranks_and_in_any_pass, 60) {
     }
 }
 
+static void draw_in_halves(struct group_rank *rank) {
+    run_in_halves(rank, draw, N_IDS + 1); /* 46 tokens of four rows, cut at the 32nd */
+}
+
+TEST(draws_are_the_same_in_halves) {
+    for (uint32_t world = 2; world <= 3; world++) {
+        struct group_options options = options_for(qwen, world);
+        const struct drawn *whole = run_draws(options, MAX_ROWS);
+        uint32_t logits_rows = MAX_ROWS;
+        options.argument = &logits_rows;
+        expect_same_draws(whole, group_run(&options, sizeof(struct drawn), draw_in_halves), world);
+    }
+}
+
 /* Row 0 of the draws is greedy with log-probabilities: it goes through the sampler, and must agree with the plain way
  * and with the softmax of its logits. */
 static void run_plainly(struct group_rank *rank) {
@@ -325,15 +402,23 @@ static enum status fused(struct comm *comm, struct kernel_stream *stream, void *
     return composed_kernels->rmsnorm(stream, args);
 }
 
-static void run_fused(struct group_rank *rank) {
+static void run_with_fused(struct group_rank *rank, void (*body)(struct group_rank *rank), uint32_t n_calls) {
     struct comm_ops table = *rank->model->comm_ops;
     composed = rank->model->comm_ops;
     composed_kernels = rank->model->kernels;
     table.all_reduce_add_rmsnorm = fused;
     rank->model->comm_ops = &table;
-    run_in_chunks(rank);
+    body(rank);
     rank->model->comm_ops = composed;
-    EXPECT_EQ(fused_calls, N_IDS * 6); /* two a layer, less the first norm, and the final one */
+    EXPECT_EQ(fused_calls, n_calls);
+}
+
+static void run_fused(struct group_rank *rank) {
+    run_with_fused(rank, run_in_chunks, N_IDS * 6); /* two a layer, less the first norm, and the final one */
+}
+
+static void run_fused_in_halves(struct group_rank *rank) {
+    run_with_fused(rank, run_one_row_in_halves, N_IDS * 6 + 4); /* two layers of the prompt, twice */
 }
 
 TEST(a_fused_collective_takes_the_place_of_two) {
@@ -342,6 +427,7 @@ TEST(a_fused_collective_takes_the_place_of_two) {
     options.argument = &chunk;
     const struct trace *plain = group_run(&options, sizeof(struct trace), run_in_chunks);
     expect_same(plain, group_run(&options, sizeof(struct trace), run_fused), "composed and fused");
+    expect_same(plain, group_run(&options, sizeof(struct trace), run_fused_in_halves), "composed and fused in halves");
 }
 
 /* ---- logits that are no numbers */

@@ -123,10 +123,10 @@ static const char wide_config[] =
 struct crowd {
     uint32_t n_rows;
     uint32_t chunk;
+    bool in_halves; /* steps of prompts are cut, in a world of two */
 };
 
-static void decode_crowd(struct group_rank *rank) {
-    const struct crowd *crowd = rank->options->argument;
+static void prefill_crowd(struct group_rank *rank, const struct crowd *crowd) {
     for (uint32_t r = 0; r < crowd->n_rows; r++) {
         uint32_t prompt[N_PROMPT];
         make_prompt(r, prompt);
@@ -139,10 +139,21 @@ static void decode_crowd(struct group_rank *rank) {
         }
         group_step(rank);
     }
+}
+
+static void decode_crowd(struct group_rank *rank) {
+    const struct crowd *crowd = rank->options->argument;
+    const struct kernel_ops *kernels = rank->model->kernels;
+    struct kernel_ops halving = *kernels;
+    halving.half_step_tokens = crowd->in_halves ? 16 : UINT32_MAX;
+    rank->model->kernels = &halving;
+    prefill_crowd(rank, crowd);
+    rank->model->kernels = kernels;
     decode_rows(rank, crowd->n_rows);
 }
 
-static const struct trace *run_crowd(enum dtype dtype, uint32_t world, struct crowd crowd, bool graphs) {
+static const struct trace *run_crowd(enum dtype dtype, uint32_t world, struct crowd crowd, bool graphs,
+                                     bool deterministic) {
     struct group_options options = {.dir = make_model_dir(wide_config),
                                     .backend = test_backend(),
                                     .dtype = dtype,
@@ -151,7 +162,7 @@ static const struct trace *run_crowd(enum dtype dtype, uint32_t world, struct cr
                                     .max_tokens = MAX_ROWS * N_PROMPT,
                                     .graphs = graphs,
                                     .dummy = true,
-                                    .deterministic = true,
+                                    .deterministic = deterministic,
                                     .argument = &crowd};
     return group_run(&options, sizeof(struct trace), decode_crowd);
 }
@@ -174,11 +185,18 @@ static void expect_first_row_agrees(const struct trace *alone, const struct trac
 
 static void check_crowds(enum dtype dtype) {
     for (uint32_t world = 1; world <= MAX_WORLD && world <= test_max_world(); world++) {
-        const struct trace *alone = run_crowd(dtype, world, (struct crowd){1, N_PROMPT}, false);
+        const struct trace *alone = run_crowd(dtype, world, (struct crowd){1, N_PROMPT, false}, false, true);
+        const struct trace *crowd = run_crowd(dtype, world, (struct crowd){MAX_ROWS, N_PROMPT, false}, true, true);
         EXPECT(alone->rank[0].residual[N_STEPS - 1][0][0] != 0.0f);
-        expect_first_row_agrees(alone, run_crowd(dtype, world, (struct crowd){1, 4}, true), "prompt cut");
-        expect_first_row_agrees(alone, run_crowd(dtype, world, (struct crowd){MAX_ROWS, N_PROMPT}, true), "crowd");
-        expect_first_row_agrees(alone, run_crowd(dtype, world, (struct crowd){5, 1}, false), "token by token");
+        expect_first_row_agrees(alone, crowd, "crowd");
+        expect_first_row_agrees(alone, run_crowd(dtype, world, (struct crowd){1, 4, false}, true, true), "prompt cut");
+        expect_first_row_agrees(alone, run_crowd(dtype, world, (struct crowd){5, 1, false}, false, true),
+                                "token by token");
+        if (world == 2) {
+            struct crowd halves = {MAX_ROWS, N_PROMPT, true};
+            EXPECT(memcmp(crowd, run_crowd(dtype, world, halves, true, true), sizeof *crowd) == 0);
+            expect_ranks_agree(run_crowd(dtype, world, halves, true, false));
+        }
     }
 }
 

@@ -14,15 +14,23 @@ static struct model_config make_config(uint32_t heads, uint32_t kv_heads, uint32
     return config;
 }
 
+static void make_shard(const struct model_config *config, uint32_t rank, uint32_t world, bool balanced,
+                       struct shard_model *shard) {
+    EXPECT_OK(shard_model_make(config, rank, world, shard));
+    if (balanced) {
+        shard_balance_ffn(config, shard);
+    }
+}
+
 /* Puts the slices of all ranks back into the whole tensor. Every cell is taken once, or, for KV heads that are held in
  * copies, at least once; the bias of a row-parallel matrix exactly once. */
-static void check_tensor(const struct model_config *config, uint32_t world, uint32_t index) {
+static void check_tensor(const struct model_config *config, uint32_t world, bool balanced, uint32_t index) {
     char name[SHARD_NAME_MAX];
     struct shard_slice slice;
     struct shard_model shard;
     uint8_t *taken = NULL;
     for (uint32_t rank = 0; rank < world; rank++) {
-        EXPECT_OK(shard_model_make(config, rank, world, &shard));
+        make_shard(config, rank, world, balanced, &shard);
         shard_tensor(config, &shard, index, name, &slice);
         if (taken == NULL) {
             taken = xcalloc(slice.rows, slice.cols);
@@ -95,10 +103,11 @@ TEST(slices_partition_every_tensor) {
                     continue;
                 }
                 for (uint32_t i = 0; i < shard_tensor_count(&config); i++) {
-                    check_tensor(&config, world, i);
+                    check_tensor(&config, world, false, i);
+                    check_tensor(&config, world, true, i);
                 }
-                for (uint32_t rank = 0; rank < world; rank++) {
-                    EXPECT_OK(shard_model_make(&config, rank, world, &shard));
+                for (uint32_t rank = 0; rank < 2 * world; rank++) {
+                    make_shard(&config, rank / 2, world, rank % 2 != 0, &shard);
                     check_places(&config, &shard);
                     check_map(&config, &shard);
                 }
@@ -137,6 +146,43 @@ TEST(columns_go_in_granules_where_they_can) {
     EXPECT_EQ(shard.ffn_first % 16, 0);
     EXPECT_EQ(shard.n_ffn, 6320); /* 1,184 granules of 16: 395, 395, 394 */
     EXPECT_EQ(shard.n_vocab, 50688);
+}
+
+/* Matrix elements of a layer, over the hidden size: what a rank has of qkv and o, and of gate, up and down. */
+static double layer_size(const struct model_config *config, const struct shard_model *shard) {
+    return (double)(2 * shard->n_q + 2 * shard->n_kv) * config->head_dim + 3.0 * shard->n_ffn;
+}
+
+TEST(columns_make_up_for_heads) {
+    struct model_config config = make_config(9, 3, 1536, 49152); /* SmolLM2-135M */
+    struct shard_model shard;
+    config.head_dim = 64;
+    make_shard(&config, 0, 2, true, &shard);
+    EXPECT(shard.ffn_first == 0 && shard.n_ffn == 688); /* 682.7, in granules of 16 */
+    make_shard(&config, 1, 2, true, &shard);
+    EXPECT(shard.ffn_first == 688 && shard.n_ffn == 848);
+    config = make_config(32, 8, 14336, 128256); /* Llama 8B */
+    config.head_dim = 128;
+    for (uint32_t world = 1; world <= 8; world++) {
+        struct shard_model even;
+        double sum = (64 + 16) * 128 + 3.0 * 14336;
+        for (uint32_t rank = 0; rank < world; rank++) {
+            make_shard(&config, rank, world, false, &even);
+            make_shard(&config, rank, world, true, &shard);
+            EXPECT(layer_size(&config, &shard) > sum / world - 3 * 16 &&
+                   layer_size(&config, &shard) < sum / world + 3 * 16);
+            EXPECT(8 % world != 0 || shard.n_ffn == even.n_ffn);
+        }
+    }
+}
+
+/* Heads that weigh more than all columns are left alone. */
+TEST(no_rank_is_left_without_columns) {
+    struct model_config config = make_config(3, 3, 64, 512);
+    struct shard_model shard;
+    config.head_dim = 64;
+    make_shard(&config, 0, 2, true, &shard);
+    EXPECT_EQ(shard.n_ffn, 32);
 }
 
 TEST(impossible_worlds_are_refused) {
