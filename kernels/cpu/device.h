@@ -43,6 +43,7 @@ void cpu_free(struct kernel_device *device, void *memory);
 
 /* ---- stream.c */
 enum status cpu_stream_create(struct kernel_device *device, struct kernel_stream **stream);
+enum status cpu_copy_stream_create(struct kernel_device *device, struct kernel_stream **stream);
 void cpu_stream_destroy(struct kernel_stream *stream);
 enum status cpu_stream_sync(struct kernel_stream *stream);
 enum status cpu_event_create(struct kernel_device *device, struct kernel_event **event);

@@ -185,15 +185,13 @@ void cpu_enqueue(struct kernel_stream *stream, void (*run)(struct kernel_device 
     stream_enqueue(stream, RECORD_MATH, run, args, bytes);
 }
 
-enum status cpu_stream_create(struct kernel_device *device, struct kernel_stream **result) {
+static enum status create(struct kernel_device *device, bool computes, struct kernel_stream **result) {
     struct kernel_stream *stream = xaligned(64, sizeof *stream);
     stream->device = device;
     stream->ring = xaligned(64, RING_BYTES);
-    /* The first stream is the one that computes; those beside it (copies, mostly asleep) get no processor of their
-     * own and do not spin. */
-    bool first = !atomic_exchange(&device->pinned_stream, true);
-    stream->spin = device->config.spin && first;
-    enum status status = cpu_thread_start(&stream->thread, first ? device->config.first_cpu : -1, stream_main, stream);
+    stream->spin = device->config.spin && computes;
+    int32_t cpu = computes ? device->config.first_cpu : -1;
+    enum status status = cpu_thread_start(&stream->thread, cpu, stream_main, stream);
     if (status != STATUS_OK) {
         free(stream->ring);
         free(stream);
@@ -202,6 +200,15 @@ enum status cpu_stream_create(struct kernel_device *device, struct kernel_stream
     atomic_fetch_add(&device->n_streams, 1);
     *result = stream;
     return STATUS_OK;
+}
+
+/* The first stream is the one that computes; those beside it get no processor of their own and do not spin. */
+enum status cpu_stream_create(struct kernel_device *device, struct kernel_stream **result) {
+    return create(device, !atomic_exchange(&device->pinned_stream, true), result);
+}
+
+enum status cpu_copy_stream_create(struct kernel_device *device, struct kernel_stream **result) {
+    return create(device, false, result);
 }
 
 static void run_nothing(struct kernel_device *device, const void *args) {
