@@ -32,8 +32,6 @@ struct loader {
     struct job *jobs;
     size_t n_jobs;
     size_t stage_bytes; /* of the largest job */
-    void *pinned;       /* all threads' stages */
-    atomic_uint n_threads;
     uint64_t total;
     atomic_size_t next_job;
     atomic_bool failed;
@@ -45,7 +43,7 @@ struct loader {
 
 /* Where a job's elements wait for their copy to the arena; a thread reads into one while another is copied. */
 struct stage {
-    void *memory; /* pinned */
+    void *memory; /* of scratch.pinned */
     struct kernel_event *copied;
 };
 
@@ -53,6 +51,7 @@ struct stage {
 struct scratch {
     struct kernel_stream *stream;
     struct checkpoint_reader *reader; /* NULL: rope alone */
+    void *pinned;
     struct stage stages[N_STAGES];
     uint32_t next_stage;
     void *rows; /* whole rows, of which pieces are picked */
@@ -328,11 +327,11 @@ static enum status run_jobs(struct loader *loader, struct scratch *scratch) {
 
 static enum status open_scratch(struct loader *loader, struct scratch *scratch) {
     const struct weights_load *load = loader->load;
-    char *own = (char *)loader->pinned + atomic_fetch_add(&loader->n_threads, 1) * N_STAGES * loader->stage_bytes;
     scratch->reader = loader->checkpoint != NULL ? checkpoint_reader_open(loader->checkpoint) : NULL;
     TRY(load->kernels->copy_stream_create(load->device, &scratch->stream));
+    TRY(load->kernels->host_alloc(load->device, N_STAGES * loader->stage_bytes, &scratch->pinned));
     for (size_t i = 0; i < N_STAGES; i++) {
-        scratch->stages[i].memory = own + i * loader->stage_bytes;
+        scratch->stages[i].memory = (char *)scratch->pinned + i * loader->stage_bytes;
         TRY(load->kernels->event_create(load->device, &scratch->stages[i].copied));
     }
     return STATUS_OK;
@@ -347,6 +346,9 @@ static void close_scratch(const struct loader *loader, struct scratch *scratch) 
         if (scratch->stages[i].copied != NULL) {
             load->kernels->event_destroy(scratch->stages[i].copied);
         }
+    }
+    if (scratch->pinned != NULL) {
+        load->kernels->host_free(load->device, scratch->pinned);
     }
     checkpoint_reader_close(scratch->reader);
     free(scratch->rows);
@@ -386,9 +388,7 @@ static enum status run(struct loader *loader) {
     const struct weights_load *load = loader->load;
     uint32_t threads = load->threads < MAX_THREADS ? load->threads : MAX_THREADS;
     TRY(list_jobs(loader));
-    TRY(load->kernels->host_alloc(load->device, (size_t)threads * N_STAGES * loader->stage_bytes, &loader->pinned));
     run_threads(loader, threads);
-    load->kernels->host_free(load->device, loader->pinned);
     if (loader->status != STATUS_OK) {
         FAIL(loader->status, "%s", loader->text);
     }
