@@ -35,6 +35,12 @@ struct checkpoint {
     uint64_t bytes;
 };
 
+struct checkpoint_reader {
+    const struct checkpoint *checkpoint;
+    int fd;        /* of `file`; -1: none */
+    uint32_t file; /* that was read last */
+};
+
 static char *join_path(const char *dir, const char *name) {
     struct buf path = {0};
     buf_append_text(&path, dir);
@@ -343,10 +349,40 @@ uint64_t checkpoint_bytes(const struct checkpoint *checkpoint) {
     return checkpoint->bytes;
 }
 
-enum status checkpoint_read(const struct checkpoint *checkpoint, const struct checkpoint_tensor *tensor,
+struct checkpoint_reader *checkpoint_reader_open(const struct checkpoint *checkpoint) {
+    struct checkpoint_reader *reader = xcalloc(1, sizeof *reader);
+    reader->checkpoint = checkpoint;
+    reader->fd = -1;
+    return reader;
+}
+
+void checkpoint_reader_close(struct checkpoint_reader *reader) {
+    if (reader != NULL && reader->fd >= 0) {
+        close(reader->fd);
+    }
+    free(reader);
+}
+
+/* The very file whose header was read, whatever has its name by now. Where it cannot be opened again, the descriptor of
+ * all does as well. */
+static int own_descriptor(struct checkpoint_reader *reader, uint32_t file) {
+    int shared = reader->checkpoint->files[file].fd;
+    if (reader->fd < 0 || reader->file != file) {
+        char path[32];
+        if (reader->fd >= 0) {
+            close(reader->fd);
+        }
+        snprintf(path, sizeof path, "/proc/self/fd/%d", shared);
+        reader->fd = open(path, O_RDONLY | O_CLOEXEC);
+        reader->file = file;
+    }
+    return reader->fd >= 0 ? reader->fd : shared;
+}
+
+enum status checkpoint_read(struct checkpoint_reader *reader, const struct checkpoint_tensor *tensor,
                             uint64_t offset_in_tensor, void *dst, size_t bytes) {
     CHECK(offset_in_tensor <= tensor->bytes && bytes <= tensor->bytes - offset_in_tensor,
           "%s: %zu bytes at %" PRIu64 " of %" PRIu64, tensor->name, bytes, offset_in_tensor, tensor->bytes);
-    const struct checkpoint_file *file = &checkpoint->files[tensor->file];
-    return read_at(file->fd, file->path, tensor->offset + offset_in_tensor, dst, bytes);
+    const struct checkpoint_file *file = &reader->checkpoint->files[tensor->file];
+    return read_at(own_descriptor(reader, tensor->file), file->path, tensor->offset + offset_in_tensor, dst, bytes);
 }

@@ -32,8 +32,6 @@ struct loader {
     struct job *jobs;
     size_t n_jobs;
     size_t stage_bytes; /* of the largest job */
-    void *pinned;       /* all threads' stages */
-    atomic_uint n_threads;
     uint64_t total;
     atomic_size_t next_job;
     atomic_bool failed;
@@ -45,13 +43,15 @@ struct loader {
 
 /* Where a job's elements wait for their copy to the arena; a thread reads into one while another is copied. */
 struct stage {
-    void *memory; /* pinned */
+    void *memory; /* of scratch.pinned */
     struct kernel_event *copied;
 };
 
 /* What one thread works with. */
 struct scratch {
     struct kernel_stream *stream;
+    struct checkpoint_reader *reader; /* NULL: rope alone */
+    void *pinned;
     struct stage stages[N_STAGES];
     uint32_t next_stage;
     void *rows; /* whole rows, of which pieces are picked */
@@ -210,24 +210,24 @@ static void *at_least(void *memory, size_t *have, size_t need) {
 }
 
 /* The job's elements, row after row, into `out`. */
-static enum status read_rows(const struct loader *loader, const struct job *job, struct scratch *scratch, void *out) {
+static enum status read_rows(const struct job *job, struct scratch *scratch, void *out) {
     const struct shard_slice *slice = &job->slice;
     size_t element = dtype_bytes(job->tensor->dtype);
     size_t pitch = slice->cols * element;
     size_t run = slice->n_cols * element;
     uint64_t start = (uint64_t)(slice->row_first + job->row_first) * pitch;
     if (run == pitch) {
-        return checkpoint_read(loader->checkpoint, job->tensor, start, out, job->n_rows * pitch);
+        return checkpoint_read(scratch->reader, job->tensor, start, out, job->n_rows * pitch);
     }
     if (!reads_whole_rows(job)) {
         for (uint32_t r = 0; r < job->n_rows; r++) {
-            TRY(checkpoint_read(loader->checkpoint, job->tensor, start + r * pitch + slice->col_first * element,
+            TRY(checkpoint_read(scratch->reader, job->tensor, start + r * pitch + slice->col_first * element,
                                 (char *)out + r * run, run));
         }
         return STATUS_OK;
     }
     scratch->rows = at_least(scratch->rows, &scratch->rows_bytes, job->n_rows * pitch);
-    TRY(checkpoint_read(loader->checkpoint, job->tensor, start, scratch->rows, job->n_rows * pitch));
+    TRY(checkpoint_read(scratch->reader, job->tensor, start, scratch->rows, job->n_rows * pitch));
     for (uint32_t r = 0; r < job->n_rows; r++) {
         memcpy((char *)out + r * run, (const char *)scratch->rows + r * pitch + slice->col_first * element, run);
     }
@@ -271,11 +271,11 @@ static enum status make_ready(const struct loader *loader, const struct job *job
     enum dtype source = job->tensor->dtype;
     enum dtype target = weights_dtype(loader->load, &job->slice);
     if (source == target) {
-        return read_rows(loader, job, scratch, out);
+        return read_rows(job, scratch, out);
     }
     size_t count = (size_t)job->n_rows * job->slice.n_cols;
     scratch->stored = at_least(scratch->stored, &scratch->stored_bytes, count * dtype_bytes(source));
-    TRY(read_rows(loader, job, scratch, scratch->stored));
+    TRY(read_rows(job, scratch, scratch->stored));
     return convert(job->tensor->name, scratch->stored, source, out, target, count);
 }
 
@@ -327,10 +327,11 @@ static enum status run_jobs(struct loader *loader, struct scratch *scratch) {
 
 static enum status open_scratch(struct loader *loader, struct scratch *scratch) {
     const struct weights_load *load = loader->load;
-    char *own = (char *)loader->pinned + atomic_fetch_add(&loader->n_threads, 1) * N_STAGES * loader->stage_bytes;
+    scratch->reader = loader->checkpoint != NULL ? checkpoint_reader_open(loader->checkpoint) : NULL;
     TRY(load->kernels->copy_stream_create(load->device, &scratch->stream));
+    TRY(load->kernels->host_alloc(load->device, N_STAGES * loader->stage_bytes, &scratch->pinned));
     for (size_t i = 0; i < N_STAGES; i++) {
-        scratch->stages[i].memory = own + i * loader->stage_bytes;
+        scratch->stages[i].memory = (char *)scratch->pinned + i * loader->stage_bytes;
         TRY(load->kernels->event_create(load->device, &scratch->stages[i].copied));
     }
     return STATUS_OK;
@@ -346,6 +347,10 @@ static void close_scratch(const struct loader *loader, struct scratch *scratch) 
             load->kernels->event_destroy(scratch->stages[i].copied);
         }
     }
+    if (scratch->pinned != NULL) {
+        load->kernels->host_free(load->device, scratch->pinned);
+    }
+    checkpoint_reader_close(scratch->reader);
     free(scratch->rows);
     free(scratch->stored);
 }
@@ -383,9 +388,7 @@ static enum status run(struct loader *loader) {
     const struct weights_load *load = loader->load;
     uint32_t threads = load->threads < MAX_THREADS ? load->threads : MAX_THREADS;
     TRY(list_jobs(loader));
-    TRY(load->kernels->host_alloc(load->device, (size_t)threads * N_STAGES * loader->stage_bytes, &loader->pinned));
     run_threads(loader, threads);
-    load->kernels->host_free(load->device, loader->pinned);
     if (loader->status != STATUS_OK) {
         FAIL(loader->status, "%s", loader->text);
     }

@@ -7,6 +7,7 @@
 
 /* Larger batches are recorded when they first come: their recording is short beside their steps. */
 #define WARM_ROWS_MAX 256
+#define WARM_LAYERS 2 /* the first one adds nothing to the residual */
 
 struct graph_cache {
     struct model *model;
@@ -96,9 +97,12 @@ static uint32_t warm_rows(const struct graph_cache *cache) {
     return max_rows < WARM_ROWS_MAX ? max_rows : WARM_ROWS_MAX;
 }
 
+/* Through the first layers alone: the others run the same code. */
 static enum status run_padding(struct graph_cache *cache, uint32_t n_rows, bool greedy) {
     struct step_batch batch = batch_of(cache, n_rows, greedy);
-    TRY(forward_enqueue(cache->model, cache->stream, &batch));
+    struct model shallow = *cache->model;
+    shallow.config.n_layers = shallow.config.n_layers < WARM_LAYERS ? shallow.config.n_layers : WARM_LAYERS;
+    TRY(forward_enqueue(&shallow, cache->stream, &batch));
     return cache->model->kernels->stream_sync(cache->stream);
 }
 

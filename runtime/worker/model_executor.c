@@ -62,16 +62,47 @@ static void compare(const struct executor *executor, const char *part, size_t pl
     }
 }
 
-/* ---- weights, which come in while the rest is made */
+/* ---- what a thread of its own makes while the rest is made */
+
+struct aside {
+    enum status (*run)(void *argument);
+    void *argument;
+    pthread_t thread;
+    enum status status; /* valid once the thread has ended */
+    char text[512];
+};
+
+static void *aside_thread(void *argument) {
+    struct aside *aside = argument;
+    aside->status = aside->run(aside->argument);
+    snprintf(aside->text, sizeof aside->text, "%s", aside->status != STATUS_OK ? status_text() : "");
+    return NULL;
+}
+
+static enum status begin_aside(struct aside *aside) {
+    if (pthread_create(&aside->thread, NULL, aside_thread, aside) != 0) {
+        FAIL(STATUS_IO, "cannot start a thread");
+    }
+    return STATUS_OK;
+}
+
+/* Waits for it; when the rest was made with `status`, that failure is told before its own. */
+static enum status end_aside(struct aside *aside, enum status status) {
+    pthread_join(aside->thread, NULL);
+    if (status == STATUS_OK && aside->status != STATUS_OK) {
+        FAIL(aside->status, "%s", aside->text);
+    }
+    return status;
+}
+
+/* ---- weights */
 
 struct loading {
     struct executor *executor;
     const struct executor_config *config;
     struct model_options options;
-    pthread_t thread;
+    struct aside aside;
     atomic_bool cancelled;
-    enum status status; /* valid once the thread has ended */
-    char text[512];
 };
 
 static uint32_t milliseconds_since(uint64_t start_ns) {
@@ -86,8 +117,10 @@ static void note_progress(void *context, uint64_t done, uint64_t total) {
     }
 }
 
-static enum status load_weights(struct loading *loading) {
+static enum status load_weights(void *argument) {
+    struct loading *loading = argument;
     const struct worker_init *init = loading->config->init;
+    uint64_t start_ns = clock_now_ns();
     struct checkpoint *checkpoint = NULL;
     if (!init->load_dummy) {
         TRY(checkpoint_open(init->model_dir, &checkpoint));
@@ -95,16 +128,8 @@ static enum status load_weights(struct loading *loading) {
     loading->options.checkpoint = checkpoint;
     enum status status = model_load(loading->executor->model, &loading->options);
     checkpoint_close(checkpoint);
-    return status;
-}
-
-static void *loading_thread(void *argument) {
-    struct loading *loading = argument;
-    uint64_t start_ns = clock_now_ns();
-    loading->status = load_weights(loading);
-    snprintf(loading->text, sizeof loading->text, "%s", loading->status != STATUS_OK ? status_text() : "");
     loading->executor->times.load_ms = milliseconds_since(start_ns);
-    return NULL;
+    return status;
 }
 
 static uint32_t load_threads(const struct worker_init *init) {
@@ -128,27 +153,16 @@ static enum status begin_loading(struct loading *loading, const struct plan_inpu
     uint64_t start_ns = clock_now_ns();
     TRY(model_open(&loading->options, &executor->model));
     executor->times.memory_ms = milliseconds_since(start_ns);
-    if (pthread_create(&loading->thread, NULL, loading_thread, loading) != 0) {
-        FAIL(STATUS_IO, "cannot start the thread that loads the weights");
-    }
-    return STATUS_OK;
+    loading->aside = (struct aside){.run = load_weights, .argument = loading};
+    return begin_aside(&loading->aside);
 }
 
-/* Waits for the weights; when the rest was made with `status`, that failure is told before one of the weights. */
+/* Without the rest, made with `status`, nobody wants the weights. */
 static enum status end_loading(struct loading *loading, enum status status) {
-    char text[512];
     if (status != STATUS_OK) {
-        snprintf(text, sizeof text, "%s", status_text());
         atomic_store(&loading->cancelled, true);
     }
-    pthread_join(loading->thread, NULL);
-    if (status != STATUS_OK) {
-        FAIL(status, "%s", text);
-    }
-    if (loading->status != STATUS_OK) {
-        FAIL(loading->status, "%s", loading->text);
-    }
-    return STATUS_OK;
+    return end_aside(&loading->aside, status);
 }
 
 /* ---- open and close */
@@ -268,19 +282,25 @@ static enum status warm_up(struct executor *executor) {
     return STATUS_OK;
 }
 
-/* All that needs no weights. */
+/* What a rank makes for itself. */
+static enum status open_own(void *argument) {
+    struct executor *executor = argument;
+    TRY(executor->kernels->stream_create(executor->device, &executor->stream));
+    TRY(open_flights(executor));
+    return fill_padding_slot(executor);
+}
+
+/* All that needs no weights. The kernels' libraries come in while the ranks connect: each takes most of a second. */
 static enum status open_rest(struct executor *executor, const struct executor_config *config,
                              const struct plan_input *input) {
     const struct plan_rank *planned = &executor->plan.rank[executor->init.rank];
     size_t free_bytes = executor->free_bytes;
+    struct aside own = {.run = open_own, .argument = executor};
     compare(executor, "weights, KV and buffers",
             planned->weight_bytes + planned->kv_bytes + planned->activation_bytes + planned->slot_bytes, &free_bytes);
-    TRY(executor->kernels->stream_create(executor->device, &executor->stream));
-    compare(executor, "libraries", planned->backend_bytes, &free_bytes);
-    TRY(open_comm(executor, config, input));
-    compare(executor, "communicator", planned->comm_bytes, &free_bytes);
-    TRY(open_flights(executor));
-    TRY(fill_padding_slot(executor));
+    TRY(begin_aside(&own));
+    TRY(end_aside(&own, open_comm(executor, config, input)));
+    compare(executor, "libraries and communicator", planned->backend_bytes + planned->comm_bytes, &free_bytes);
     TRY(config->graphs ? warm_up(executor) : STATUS_OK);
     compare(executor, "first steps", 0, &free_bytes);
     return STATUS_OK;

@@ -174,13 +174,20 @@ TEST(opens_shards_and_reads_slices) {
     EXPECT_EQ(b->file, 1);
     EXPECT_EQ(b->shape[0], 4);
     EXPECT(strstr(checkpoint_file_path(checkpoint, 1), "/s2.safetensors") != NULL);
+    const struct checkpoint_tensor *a = checkpoint_find(checkpoint, "a");
+    struct checkpoint_reader *reader = checkpoint_reader_open(checkpoint);
     uint8_t bytes[4];
-    EXPECT_OK(checkpoint_read(checkpoint, b, 3, bytes, 4));
+    EXPECT_OK(checkpoint_read(reader, b, 3, bytes, 4));
     EXPECT(bytes[0] == 3 && bytes[3] == 6);
+    EXPECT_OK(checkpoint_read(reader, a, 1, bytes, 4)); /* the other file, and back */
+    EXPECT(bytes[0] == 1 && bytes[3] == 4);
+    EXPECT_OK(checkpoint_read(reader, b, 4, bytes, 4));
+    EXPECT(bytes[0] == 4 && bytes[3] == 7);
     char path[256];
     snprintf(path, sizeof path, "%s/s2.safetensors", folder);
     EXPECT_EQ(truncate(path, 66), 0); /* the file is cut while it is open */
-    EXPECT_FAILS(checkpoint_read(checkpoint, b, 3, bytes, 4), STATUS_IO, "has become shorter");
+    EXPECT_FAILS(checkpoint_read(reader, b, 3, bytes, 4), STATUS_IO, "has become shorter");
+    checkpoint_reader_close(reader);
     checkpoint_close(checkpoint);
     remove_folder();
 }
