@@ -78,7 +78,8 @@ const char *checkpoint_file_path(const struct checkpoint *checkpoint, uint32_t f
 uint64_t checkpoint_bytes(const struct checkpoint *checkpoint);
 
 /* How one thread reads. It opens the file that it reads for itself: threads that share a descriptor wait for each other
- * to count its users at every call, half the time of short reads. Borrows the checkpoint; closing NULL is fine. */
+ * to count its users at every call, a third of the time of short reads. Borrows the checkpoint; closing NULL is fine.
+ */
 struct checkpoint_reader *checkpoint_reader_open(const struct checkpoint *checkpoint);
 void checkpoint_reader_close(struct checkpoint_reader *reader);
 

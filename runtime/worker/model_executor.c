@@ -290,7 +290,7 @@ static enum status open_own(void *argument) {
     return fill_padding_slot(executor);
 }
 
-/* All that needs no weights. The kernels' libraries come in while the ranks connect: each takes most of a second. */
+/* All that needs no weights. The kernels' libraries come in while the ranks connect. */
 static enum status open_rest(struct executor *executor, const struct executor_config *config,
                              const struct plan_input *input) {
     const struct plan_rank *planned = &executor->plan.rank[executor->init.rank];
