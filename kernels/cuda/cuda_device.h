@@ -19,11 +19,14 @@ struct kernel_device {
     const struct cublas_calls *cublas;
 };
 
+#define STREAM_COUNTERS 288u
+
 struct kernel_stream {
     struct kernel_device *device;
     cudaStream_t stream;
     void *cublas;               /* cublasHandle_t of this stream, bound to it and to the workspace below */
     void *cublas_workspace;     /* device memory; fixed, so that graphs may hold it */
+    uint32_t *counters;         /* [STREAM_COUNTERS], zeros between kernels: those that count leave zeros behind */
     struct host_call *captured; /* host calls of the graph being recorded (stream.cu) */
 };
 

@@ -20,6 +20,12 @@ struct kernel_graph {
 
 /* ---- streams */
 
+static enum status make_counters(struct kernel_stream *stream) {
+    size_t bytes = STREAM_COUNTERS * sizeof *stream->counters;
+    CUDA_TRY(cudaMalloc(&stream->counters, bytes));
+    return cuda_status(cudaMemsetAsync(stream->counters, 0, bytes, stream->stream), "cudaMemsetAsync");
+}
+
 enum status cuda_stream_create(struct kernel_device *device, struct kernel_stream **result) {
     TRY(cuda_enter(device));
     struct kernel_stream *stream = (struct kernel_stream *)xcalloc(1, sizeof *stream);
@@ -27,8 +33,12 @@ enum status cuda_stream_create(struct kernel_device *device, struct kernel_strea
     enum status status =
         cuda_status(cudaStreamCreateWithFlags(&stream->stream, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
     if (status == STATUS_OK) {
-        status = cuda_blas_open(stream);
+        status = make_counters(stream);
+        if (status == STATUS_OK) {
+            status = cuda_blas_open(stream);
+        }
         if (status != STATUS_OK) {
+            cudaFree(stream->counters);
             cudaStreamDestroy(stream->stream);
         }
     }
@@ -47,6 +57,7 @@ void cuda_stream_destroy(struct kernel_stream *stream) {
     cudaSetDevice(stream->device->ordinal);
     cudaStreamSynchronize(stream->stream);
     cuda_blas_close(stream);
+    cudaFree(stream->counters);
     cudaStreamDestroy(stream->stream);
     cudaGetLastError(); /* a failure of the stream's work is no failure of what this thread does next */
     free(stream);
