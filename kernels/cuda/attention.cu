@@ -356,7 +356,6 @@ static struct attention_task make_task(const struct op_attention *args) {
         .max_kv_len = args->max_kv_len,
         .n_splits = 1,
         .min_split = SPLIT_UNIT,
-        .beside_prefill = args->n_tokens > args->n_rows,
         .parts = NULL,
         .counters = NULL,
         .part_stats = NULL,
@@ -376,7 +375,7 @@ static enum status decode(struct kernel_stream *stream, struct attention_task *t
     if (attention_cluster_takes(stream->device, task)) {
         return attention_cluster_decode(stream, task);
     }
-    if (attention_tensor_takes(stream->device, task)) {
+    if (attention_tensor_decodes(stream->device, task)) {
         return attention_tensor_decode(stream, task);
     }
     plan_splits(stream->device, task);

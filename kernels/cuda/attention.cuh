@@ -39,7 +39,6 @@ struct attention_task {
     uint32_t max_kv_len; /* bound on row_kv_len */
     uint32_t n_splits;   /* of a row's positions, at most; 1 writes to `out` at once */
     uint32_t min_split;  /* positions in a split, at least; a multiple of SPLIT_UNIT */
-    bool beside_prefill; /* decode kernels: the kernel before is the step's prefill, which need not have ended */
     float *parts;        /* [R][Q][n_splits][D] or [share][2][Q][D], sums of values times weights */
     uint32_t *counters;  /* [MAX_SHARES] of the stream: parts that are there of the item that a share ends in */
     float2 *part_stats;  /* the same without D, largest score and sum of weights */
@@ -62,10 +61,11 @@ static inline uint32_t attention_max_tiles(const struct attention_task *task, ui
     return (more < task->n_rows ? more : task->n_rows) + more / tile_tokens;
 }
 
-/* Kernels for tensor cores, from sm_80 on. */
+/* Kernels for tensor cores, from sm_80 on. Decode needs shared memory for what it knows of the rows. */
 bool attention_tensor_takes(const struct kernel_device *device, const struct attention_task *task);
-enum status attention_tensor_decode(struct kernel_stream *stream, const struct attention_task *task);
 enum status attention_tensor_prefill(struct kernel_stream *stream, const struct attention_task *task);
+bool attention_tensor_decodes(const struct kernel_device *device, const struct attention_task *task);
+enum status attention_tensor_decode(struct kernel_stream *stream, const struct attention_task *task);
 
 /* Decode of few rows by the clusters of sm_90. */
 bool attention_cluster_takes(const struct kernel_device *device, const struct attention_task *task);

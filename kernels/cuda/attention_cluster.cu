@@ -132,13 +132,8 @@ __global__ void __launch_bounds__(DECODE_THREADS, DECODE_BLOCKS)
     extern __shared__ __align__(128) char memory[];
     let_dependents_launch();
     prefetch_rows(task);
-    if (!task.beside_prefill) {
-        wait_for_predecessors();
-    }
+    wait_for_predecessors();
     decode_cluster<T, D>(task, memory, (uint32_t *)(memory + decode_sizes<D>::shared_bytes));
-    if (task.beside_prefill) {
-        wait_for_predecessors();
-    }
 #else
     (void)task;
 #endif

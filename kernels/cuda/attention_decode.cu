@@ -3,6 +3,8 @@
  * blocks are merged, in the order of positions, by that of them which ends last. */
 #include "kernels/cuda/attention_decode.cuh"
 
+#define STATIC_SHARED 1024u /* bytes, at most, of shared memory that the kernel itself declares */
+
 #if CUDA_HAS_MMA
 
 /* Looks at all rows; returns the units of the decode rows among them. For whole blocks. */
@@ -220,13 +222,8 @@ __global__ void __launch_bounds__(DECODE_THREADS, DECODE_BLOCKS)
     extern __shared__ __align__(128) char memory[];
     let_dependents_launch();
     prefetch_rows(task);
-    if (!task.beside_prefill) {
-        wait_for_predecessors();
-    }
+    wait_for_predecessors();
     decode_share<T, D>(task, memory);
-    if (task.beside_prefill) {
-        wait_for_predecessors();
-    }
 #else
     (void)task;
 #endif
@@ -234,9 +231,17 @@ __global__ void __launch_bounds__(DECODE_THREADS, DECODE_BLOCKS)
 
 /* ---- host */
 
+static size_t shared_for(const struct attention_task *task, size_t rings) {
+    return rings + task->n_rows * sizeof(struct decode_row) + task->n_q_heads * sizeof(uint32_t);
+}
+
+bool attention_tensor_decodes(const struct kernel_device *device, const struct attention_task *task) {
+    size_t rings = task->head_dim == 64 ? decode_sizes<64>::shared_bytes : decode_sizes<128>::shared_bytes;
+    return attention_tensor_takes(device, task) && shared_for(task, rings) + STATIC_SHARED <= device->max_shared;
+}
+
 template <typename T, int D> static enum status launch(struct kernel_stream *stream, struct attention_task task) {
-    size_t shared =
-        decode_sizes<D>::shared_bytes + task.n_rows * sizeof(struct decode_row) + task.n_q_heads * sizeof(uint32_t);
+    size_t shared = shared_for(&task, decode_sizes<D>::shared_bytes);
     CUDA_TRY(
         cudaFuncSetAttribute(attention_share_kernel<T, D>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
     uint32_t room = (uint32_t)stream->device->n_processors * DECODE_BLOCKS;

@@ -22,6 +22,14 @@ template <int D> struct decode_sizes {
     static_assert(ROWS * D * sizeof(float) <= slot_bytes, "a warp's results take the place of a run");
 };
 
+/* A decode row, in shared memory. */
+struct decode_row {
+    uint32_t units_end; /* units up to the end of this row */
+    uint32_t kv_len;
+    uint32_t slot;
+    uint32_t token;
+};
+
 #if CUDA_HAS_MMA
 
 /* ---- the walk of a warp: run `warp` of each unit of 64 positions, through its ring */
@@ -37,14 +45,6 @@ struct decode_feed {
     uint32_t slot; /* that comes next */
     const uint32_t *blocks;
     uint32_t block; /* of the run of unit `unit / 32 * 32 + lane` */
-};
-
-/* A decode row, in shared memory. */
-struct decode_row {
-    uint32_t units_end; /* units up to the end of this row */
-    uint32_t kv_len;
-    uint32_t slot;
-    uint32_t token;
 };
 
 __device__ __forceinline__ uint32_t units_of(uint32_t kv_len) {

@@ -367,7 +367,7 @@ __device__ __forceinline__ void hopper_prefill(const struct attention_task &task
     }
     __syncthreads();
     wait_for_predecessors();
-    let_dependents_launch(); /* not before the wait: see beside_prefill */
+    let_dependents_launch();
     struct attention_work work;
     if (!find_tile(task, gridDim.y - 1 - blockIdx.y, TILE_TOKENS, &work)) {
         return;

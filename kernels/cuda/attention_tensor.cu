@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(THREADS) attention_prefill_kernel(const struct
 #if CUDA_HAS_MMA
     extern __shared__ __align__(128) float memory[];
     wait_for_predecessors();
-    let_dependents_launch(); /* not before the wait: see beside_prefill */
+    let_dependents_launch();
     prefill<T, D>(task, memory);
 #else
     (void)task;
