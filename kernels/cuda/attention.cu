@@ -304,15 +304,13 @@ static uint64_t max_parts(uint64_t max_rows, uint32_t n_q_heads, uint32_t max_kv
 size_t cuda_attention_workspace(struct kernel_device *device, uint32_t max_tokens, uint32_t n_q_heads,
                                 uint32_t head_dim, uint32_t max_kv_len) {
     (void)device;
-    return max_parts(max_tokens, n_q_heads, max_kv_len) * (head_dim * sizeof(float) + sizeof(float2)) +
-           (size_t)max_tokens * sizeof(uint32_t);
+    return max_parts(max_tokens, n_q_heads, max_kv_len) * (head_dim * sizeof(float) + sizeof(float2));
 }
 
 static void lay_out(struct attention_task *task, void *workspace) {
     uint64_t parts = max_parts(task->n_rows, task->n_q_heads, task->max_kv_len);
     task->parts = (float *)workspace;
     task->part_stats = (float2 *)(task->parts + parts * task->head_dim);
-    task->row_ends = (uint32_t *)(task->part_stats + parts);
 }
 
 /* Splits feed the processors when rows are few; where rows alone do, short ones stay whole and only long ones are cut,
@@ -358,9 +356,8 @@ static struct attention_task make_task(const struct op_attention *args) {
         .min_tokens = 2,
         .n_splits = 1,
         .min_split = SPLIT_UNIT,
-        .n_shares = 1,
-        .row_ends = NULL,
         .parts = NULL,
+        .counters = NULL,
         .part_stats = NULL,
     };
     return task;

@@ -16,8 +16,8 @@
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/element.cuh"
 
-#define SPLIT_UNIT 64u  /* splits are multiples of this many positions */
-#define MAX_SHARES 288u /* blocks among which decode rows are dealt out evenly (attention_decode.cu) */
+#define SPLIT_UNIT 64u             /* splits are multiples of this many positions */
+#define MAX_SHARES STREAM_COUNTERS /* blocks among which decode rows are dealt out evenly (attention_decode.cu) */
 
 struct attention_task {
     const void *qkv;
@@ -44,9 +44,8 @@ struct attention_task {
     uint32_t min_tokens; /* of a row that prefill takes: 2, or 1 where it takes all */
     uint32_t n_splits;   /* of a row's positions, at most; 1 writes to `out` at once */
     uint32_t min_split;  /* positions in a split, at least; a multiple of SPLIT_UNIT */
-    uint32_t n_shares;   /* blocks that take equal shares of all rows' positions, where rows are not cut by splits */
-    uint32_t *row_ends;  /* [R], units of SPLIT_UNIT positions up to the end of each row */
-    float *parts;        /* [R][Q][n_splits][D] or [n_shares][2][Q][D], sums of values times weights */
+    float *parts;        /* [R][Q][n_splits][D] or [share][2][Q][D], sums of values times weights */
+    uint32_t *counters;  /* [MAX_SHARES] of the stream: parts that are there of the item that a share ends in */
     float2 *part_stats;  /* the same without D, largest score and sum of weights */
 };
 

@@ -1,9 +1,8 @@
 /* Attention of many decode rows: the units of all rows are laid end to end and dealt evenly to as many blocks as the
  * card holds, whatever the rows' lengths. The results of an item (a row and a KV head) that came to lie in several
- * blocks are merged by a second kernel. */
+ * blocks are merged, in the order of positions, by that of them which ends last. */
 #include "kernels/cuda/attention_decode.cuh"
 
-#define MERGE_WARPS 4u
 #define STATIC_SHARED 1024u /* bytes, at most, of shared memory that the kernel itself declares */
 
 #if CUDA_HAS_MMA
@@ -31,19 +30,20 @@ __device__ __forceinline__ uint32_t list_rows(const struct attention_task &task,
     return sum;
 }
 
-/* Blocks with a share: each has a unit at least. */
-__device__ __forceinline__ uint32_t count_shares(const struct attention_task &task, uint32_t total) {
-    return min(task.n_shares, total);
-}
+/* How units are dealt. */
+struct decode_deal {
+    uint32_t total;
+    uint32_t n_shares; /* blocks with a share: each has a unit at least */
+};
 
-/* The first of `total` units that block `block` of `n_blocks` takes. */
-__device__ __forceinline__ uint32_t share_start(uint32_t total, uint32_t block, uint32_t n_blocks) {
-    return (uint32_t)((uint64_t)total * block / n_blocks);
+/* The first unit that a block takes. */
+__device__ __forceinline__ uint32_t share_start(const struct decode_deal &deal, uint32_t block) {
+    return (uint32_t)((uint64_t)deal.total * block / deal.n_shares);
 }
 
 /* The block that takes a unit: the last one whose share starts at or before it. */
-__device__ __forceinline__ uint32_t share_of(uint32_t total, uint32_t unit, uint32_t n_blocks) {
-    return (uint32_t)((((uint64_t)unit + 1) * n_blocks - 1) / total);
+__device__ __forceinline__ uint32_t share_of(const struct decode_deal &deal, uint32_t unit) {
+    return (uint32_t)((((uint64_t)unit + 1) * deal.n_shares - 1) / deal.total);
 }
 
 /* Index of a block's part: of what it has of the item where its share starts (0), or where it ends (1). */
@@ -75,6 +75,47 @@ __device__ __forceinline__ void store_segment(const struct attention_task &task,
         }
     }
     __syncthreads();
+}
+
+/* After this block's part of the item that starts at unit `start` was stored: whether it was the last of them. The
+ * counters are zeros again then, for the next kernel. For whole blocks. */
+__device__ __forceinline__ bool all_parts_stored(const struct attention_task &task, uint32_t first, uint32_t last) {
+    __shared__ bool all;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        all = atomicAdd(task.counters + first, 1) == last - first;
+        if (all) {
+            task.counters[first] = 0;
+            __threadfence();
+        }
+    }
+    __syncthreads();
+    return all;
+}
+
+/* The parts of an item of `n_units` units from unit `start` on, if all are there. */
+template <typename T, int D>
+__device__ __forceinline__ void merge_item(const struct attention_task &task, const struct decode_deal &deal,
+                                           uint32_t start, uint32_t n_units, uint32_t token, const uint32_t *heads,
+                                           uint32_t n_heads) {
+    uint32_t first = share_of(deal, start);
+    uint32_t last = share_of(deal, start + n_units - 1);
+    if (!all_parts_stored(task, first, last)) {
+        return;
+    }
+    uint32_t which = share_start(deal, first) != start; /* of the first block; the others start in this item */
+    for (uint32_t i = threadIdx.x; i < n_heads * (D / 4); i += DECODE_THREADS) {
+        uint32_t head = heads[i / (D / 4)];
+        uint32_t d = i % (D / 4) * 4;
+        struct decode_part part = empty_part();
+#pragma unroll 8
+        for (uint32_t block = first; block <= last; block++) {
+            size_t index = share_part(task, block, block == first ? which : 0, head);
+            add_part(part, __ldcg((const float4 *)(task.parts + index * D + d)), __ldcg(task.part_stats + index));
+        }
+        store_part<T>((T *)task.out + out_index(task, token, head) + d, part);
+    }
 }
 
 /* The row of a unit: the first whose units end behind it. */
@@ -110,9 +151,11 @@ __device__ __forceinline__ struct decode_feed feed_from(const struct attention_t
 /* Segments follow each other without a gap in the feed: while one ends, the next one's keys and values come. */
 template <typename T, int D>
 __device__ __forceinline__ void decode_units(const struct attention_task &task, const struct decode_row *rows,
-                                             uint32_t start, uint32_t end, char *memory, uint32_t *heads) {
+                                             const struct decode_deal &deal, char *memory, uint32_t *heads) {
     using sizes = decode_sizes<D>;
     uint32_t ring = (uint32_t)__cvta_generic_to_shared(memory) + warp_of_thread() * sizes::ring_bytes;
+    uint32_t start = share_start(deal, blockIdx.x);
+    uint32_t end = share_start(deal, blockIdx.x + 1);
     struct decode_feed feed = feed_from(task, rows, start, end);
     uint32_t row = feed.row;
     struct decode_segment segment = {0, feed.kv_head, feed.unit, 0, 0};
@@ -137,6 +180,9 @@ __device__ __forceinline__ void decode_units(const struct attention_task &task, 
                                slot);
             store_segment<T, D>(task, segment, state, heads + i, n, whole, which, memory, slot);
         }
+        if (!whole) {
+            merge_item<T, D>(task, deal, unit - segment.unit, row_units, segment.token, heads, n_heads);
+        }
         unit += segment.end - segment.unit;
         if (unit == end) {
             return;
@@ -158,44 +204,12 @@ template <typename T, int D>
 __device__ __forceinline__ void decode_share(const struct attention_task &task, char *memory) {
     struct decode_row *rows = (struct decode_row *)(memory + decode_sizes<D>::shared_bytes);
     uint32_t *heads = (uint32_t *)(rows + task.n_rows);
-    uint32_t total = list_rows(task, rows) * task.n_kv_heads;
-    if (blockIdx.x == 0) {
-        for (uint32_t row = threadIdx.x; row < task.n_rows; row += DECODE_THREADS) {
-            task.row_ends[row] = rows[row].units_end;
-        }
+    struct decode_deal deal;
+    deal.total = list_rows(task, rows) * task.n_kv_heads;
+    deal.n_shares = min(gridDim.x, deal.total);
+    if (blockIdx.x < deal.n_shares) {
+        decode_units<T, D>(task, rows, deal, memory, heads);
     }
-    uint32_t n_shares = count_shares(task, total);
-    if (blockIdx.x < n_shares) {
-        decode_units<T, D>(task, rows, share_start(total, blockIdx.x, n_shares),
-                           share_start(total, blockIdx.x + 1, n_shares), memory, heads);
-    }
-}
-
-/* A warp's query head of a row: merges the item's parts in the order of its positions. */
-template <typename T, int D>
-__device__ __forceinline__ void merge_head(const struct attention_task &task, uint32_t row, uint32_t head) {
-    uint32_t before = row > 0 ? task.row_ends[row - 1] : 0;
-    uint32_t row_units = task.row_ends[row] - before;
-    uint32_t total = task.row_ends[task.n_rows - 1] * task.n_kv_heads;
-    uint32_t unit = before * task.n_kv_heads + task.q_to_kv[head] * row_units;
-    uint32_t token = task.row_start[row];
-    if (row_units == 0 || lane_of_thread() >= D / 4) {
-        return;
-    }
-    uint32_t n_shares = count_shares(task, total);
-    uint32_t first = share_of(total, unit, n_shares);
-    uint32_t last = share_of(total, unit + row_units - 1, n_shares);
-    if (first == last) {
-        return;
-    }
-    uint32_t which = share_start(total, first, n_shares) != unit; /* of the first block */
-    struct decode_part part = empty_part();
-#pragma unroll 4
-    for (uint32_t block = first; block <= last; block++) {
-        size_t index = share_part(task, block, block == first ? which : 0, head);
-        add_part(part, *(const float4 *)(task.parts + index * D + lane_of_thread() * 4), task.part_stats[index]);
-    }
-    store_part<T>((T *)task.out + out_index(task, token, head) + lane_of_thread() * 4, part);
 }
 
 #endif
@@ -210,21 +224,6 @@ __global__ void __launch_bounds__(DECODE_THREADS, DECODE_BLOCKS)
     prefetch_rows(task);
     wait_for_predecessors();
     decode_share<T, D>(task, memory);
-#else
-    (void)task;
-#endif
-}
-
-/* Grid (row, MERGE_WARPS query heads). */
-template <typename T, int D>
-__global__ void __launch_bounds__(MERGE_WARPS *WARP) attention_share_merge_kernel(const struct attention_task task) {
-#if CUDA_HAS_MMA
-    let_dependents_launch();
-    wait_for_predecessors();
-    uint32_t head = blockIdx.y * MERGE_WARPS + warp_of_thread();
-    if (head < task.n_q_heads) {
-        merge_head<T, D>(task, blockIdx.x, head);
-    }
 #else
     (void)task;
 #endif
@@ -246,13 +245,10 @@ template <typename T, int D> static enum status launch(struct kernel_stream *str
     CUDA_TRY(
         cudaFuncSetAttribute(attention_share_kernel<T, D>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
     uint32_t room = (uint32_t)stream->device->n_processors * DECODE_BLOCKS;
-    task.n_shares = room < MAX_SHARES ? room : MAX_SHARES;
-    TRY(cuda_status(launch_dependent(stream, attention_share_kernel<T, D>, task.n_shares, DECODE_THREADS, shared, task),
-                    "attention_share"));
-    dim3 blocks(task.n_rows, (task.n_q_heads + MERGE_WARPS - 1) / MERGE_WARPS);
-    return cuda_status(
-        launch_dependent(stream, attention_share_merge_kernel<T, D>, blocks, MERGE_WARPS * WARP, 0, task),
-        "attention_share_merge");
+    uint32_t blocks = room < MAX_SHARES ? room : MAX_SHARES;
+    task.counters = stream->counters;
+    return cuda_status(launch_dependent(stream, attention_share_kernel<T, D>, blocks, DECODE_THREADS, shared, task),
+                       "attention_share");
 }
 
 enum status attention_tensor_decode(struct kernel_stream *stream, const struct attention_task *task) {

@@ -170,8 +170,8 @@ template <typename T, int D>
 __device__ __forceinline__ void attend_run(const struct attention_task &task, tensor_state<D> &state, uint32_t unit,
                                            uint32_t ring, uint32_t slot) {
     uint32_t keys = ring + slot * decode_sizes<D>::slot_bytes;
-    attend<T, D, RUN, true>(state, task.scale, keys, keys + decode_sizes<D>::plane_bytes,
-                            unit * SPLIT_UNIT + warp_of_thread() * RUN, 0);
+    attend<T, D, RUN>(state, task.scale, keys, keys + decode_sizes<D>::plane_bytes,
+                      unit * SPLIT_UNIT + warp_of_thread() * RUN, 0);
     __syncwarp();
 }
 

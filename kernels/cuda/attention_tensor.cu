@@ -54,7 +54,7 @@ __device__ __forceinline__ void walk(const struct attention_task &task, const st
         __syncthreads();
         uint32_t at = shared + stage * sizes::stage_bytes;
         if (tile < warp_end) {
-            attend<T, D, TILE, false>(state, task.scale, at, at + sizes::plane_bytes, tile, 0);
+            attend<T, D, TILE>(state, task.scale, at, at + sizes::plane_bytes, tile, 0);
         }
         __syncthreads();
     }

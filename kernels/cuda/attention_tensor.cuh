@@ -106,17 +106,8 @@ __device__ __forceinline__ void tensor_softmax(tensor_state<D> &state, float sca
     }
 }
 
-/* The pair as a rounded word, and what the rounding left as another. */
-template <typename T>
-__device__ __forceinline__ void split_pair(float low, float high, uint32_t &rounded, uint32_t &rest) {
-    rounded = mma<T>::pack(low, high);
-    float2 back = widen_pair(T{}, rounded);
-    rest = mma<T>::pack(low - back.x, high - back.y);
-}
-
-/* out += weights x values, for N positions from row `first` of the tile. Weights are rounded to T; EXACT multiplies
- * what the rounding left as well, which keeps twice the bits. */
-template <typename T, int D, int N, bool EXACT>
+/* out += weights x values, for N positions from row `first` of the tile. Weights are rounded to T. */
+template <typename T, int D, int N>
 __device__ __forceinline__ void multiply_values(tensor_state<D> &state, uint32_t values, uint32_t first,
                                                 const float (&weights)[N / 8][4]) {
     uint32_t lane = threadIdx.x % 32;
@@ -124,11 +115,10 @@ __device__ __forceinline__ void multiply_values(tensor_state<D> &state, uint32_t
 #pragma unroll
     for (int j = 0; j < N / 16; j++) {
         uint32_t rounded[4];
-        uint32_t rest[4];
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             const float(&from)[4] = weights[2 * j + i / 2];
-            split_pair<T>(from[i % 2 * 2], from[i % 2 * 2 + 1], rounded[i], rest[i]);
+            rounded[i] = mma<T>::pack(from[i % 2 * 2], from[i % 2 * 2 + 1]);
         }
 #pragma unroll
         for (int d = 0; d < D / 16; d++) {
@@ -137,22 +127,18 @@ __device__ __forceinline__ void multiply_values(tensor_state<D> &state, uint32_t
             load_matrices_transposed(b, values + (row + j * 16) * (D * 2) + ((chunk ^ (row % 8)) * 16));
             mma<T>::add(state.out[2 * d], rounded, b[0], b[1]);
             mma<T>::add(state.out[2 * d + 1], rounded, b[2], b[3]);
-            if (EXACT) {
-                mma<T>::add(state.out[2 * d], rest, b[0], b[1]);
-                mma<T>::add(state.out[2 * d + 1], rest, b[2], b[3]);
-            }
         }
     }
 }
 
 /* The warp's queries over N positions: from row `first` of the tile that starts at position `tile`. */
-template <typename T, int D, int N, bool EXACT>
+template <typename T, int D, int N>
 __device__ __forceinline__ void attend(tensor_state<D> &state, float scale, uint32_t keys, uint32_t values,
                                        uint32_t tile, uint32_t first) {
     float scores[N / 8][4] = {};
     multiply_keys<T, D, N>(state, keys, first, scores);
     tensor_softmax<D, N>(state, scale, tile + first, scores);
-    multiply_values<T, D, N, EXACT>(state, values, first, scores);
+    multiply_values<T, D, N>(state, values, first, scores);
 }
 
 /* Adds up the sums of the four lanes that share a row. */

@@ -20,11 +20,14 @@ struct kernel_device {
     const struct cublas_calls *cublas;
 };
 
+#define STREAM_COUNTERS 288u
+
 struct kernel_stream {
     struct kernel_device *device;
     cudaStream_t stream;
     void *cublas;               /* cublasHandle_t of this stream, bound to it and to the workspace below */
     void *cublas_workspace;     /* device memory; fixed, so that graphs may hold it */
+    uint32_t *counters;         /* [STREAM_COUNTERS], zeros between kernels: those that count leave zeros behind */
     void *gemm_scratch;         /* device memory of gemm_ring.cuh; fixed as well, one product at a time */
     struct host_call *captured; /* host calls of the graph being recorded (stream.cu) */
 };

@@ -23,7 +23,14 @@ struct kernel_graph {
 
 /* ---- streams */
 
+static enum status make_counters(struct kernel_stream *stream) {
+    size_t bytes = STREAM_COUNTERS * sizeof *stream->counters;
+    CUDA_TRY(cudaMalloc(&stream->counters, bytes));
+    return cuda_status(cudaMemsetAsync(stream->counters, 0, bytes, stream->stream), "cudaMemsetAsync");
+}
+
 static void close_stream(struct kernel_stream *stream) {
+    cudaFree(stream->counters);
     cuda_gemm_close(stream);
     cuda_blas_close(stream);
     cudaStreamDestroy(stream->stream);
@@ -46,7 +53,10 @@ enum status cuda_copy_stream_create(struct kernel_device *device, struct kernel_
 enum status cuda_stream_create(struct kernel_device *device, struct kernel_stream **result) {
     struct kernel_stream *stream;
     TRY(cuda_copy_stream_create(device, &stream));
-    enum status status = cuda_blas_open(stream);
+    enum status status = make_counters(stream);
+    if (status == STATUS_OK) {
+        status = cuda_blas_open(stream);
+    }
     if (status == STATUS_OK) {
         status = cuda_gemm_open(stream);
     }
