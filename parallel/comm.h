@@ -1,11 +1,11 @@
 /* Collectives of one tensor-parallel group: one process per rank, one table per transport.
  *
  * Collectives are enqueued on a stream like any kernel, in the same order on every rank, and act on device memory of
- * the kernels they were opened with. Sums are taken in fp32 in rank order 0 .. world-1 with one rounding at the end, so
- * every rank holds the same bits (NCCL is asked only for the latter). Sums and what they travel in have one format;
- * device buffers begin at multiples of 16 bytes, those of a gather at multiples of 8. A rank that never comes leaves
- * the others waiting: the host's watchdog kills the group, so no collective times out by itself, but every wait ends
- * with an error once `abort` was called. */
+ * the kernels they were opened with. They may go on several streams while events keep them in that order. Sums are
+ * taken in fp32 in rank order 0 .. world-1 with one rounding at the end, so every rank holds the same bits (NCCL is
+ * asked only for the latter). Sums and what they travel in have one format; device buffers begin at multiples of 16
+ * bytes, those of a gather at multiples of 8. A rank that never comes leaves the others waiting: the host's watchdog
+ * kills the group, so no collective times out by itself, but every wait ends with an error once `abort` was called. */
 #ifndef TANDEM_PARALLEL_COMM_H
 #define TANDEM_PARALLEL_COMM_H
 

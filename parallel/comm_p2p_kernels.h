@@ -7,8 +7,8 @@
  *
  * A rank's memory holds two turns of slots, used by epochs in turns. Two are enough: a rank pushes for epoch e + 2 only
  * after its stream has passed epoch e + 1, for which it needed every peer's data of e + 1, which the peer pushed after
- * its stream had passed epoch e. That rests on stream order: a kernel that was launched early (programmatic dependent
- * launch) waits for the one before it first.
+ * its stream had passed epoch e. That rests on stream order (of several streams, on the events
+ * between them): a kernel that was launched early (programmatic dependent launch) waits for the one before it first.
  *
  * The pipe has its own count, of rows: a block pushes its next row, raises that row's flag, and waits for the flag of
  * the row before, of which it takes the sum. Four slots are enough: it pushes row k + 4 after the peer's flag of row
