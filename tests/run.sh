@@ -41,7 +41,7 @@ count() { # count NAME EXIT_CODE LAST_LINE: adds a program's own counts, or one 
 
 # As many programs run at a time as there are processors; each one's output comes out whole, when it has ended.
 slots=$(nproc)
-declare -A names outputs started # of the running ones, by process id
+declare -A names=() outputs=() started=() # of the running ones, by process id
 
 finish_one() {
     local pid code
@@ -154,4 +154,4 @@ fi
 
 finish_all
 echo "$passed passed, $failed failed"
-[ $failed = 0 ]
+[ $failed = 0 ] && [ $passed != 0 ] # a filter that fits nothing has shown nothing
