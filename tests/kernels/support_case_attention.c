@@ -7,14 +7,15 @@
 #include "tests/kernels/support_cases.h"
 
 #define MAX_BLOCKS_SPARE 3 /* entries of a block table that stay poison */
+#define MAX_ROWS (CASE_MAX_ROWS * CASE_MAX_TIMES)
 
 /* Rows on slots of a paged cache: slots and blocks are dealt out in a shuffled order, block 0 to nobody. */
 struct paged {
     struct kv_layout kv;
     uint32_t n_rows, n_tokens, n_slots, max_blocks, max_kv_len;
-    uint32_t row_start[CASE_MAX_ROWS + 1];
-    uint32_t row_slot[CASE_MAX_ROWS];
-    uint32_t row_kv_len[CASE_MAX_ROWS];
+    uint32_t row_start[MAX_ROWS + 1];
+    uint32_t row_slot[MAX_ROWS];
+    uint32_t row_kv_len[MAX_ROWS];
     uint32_t *token_pos;
     uint32_t *token_row;
     uint32_t *block_table;
@@ -51,18 +52,24 @@ static void paged_deal(struct paged *paged, uint64_t *seed, const struct op_case
 }
 
 static void paged_make(struct paged *paged, uint64_t *seed, const struct op_case *c) {
-    *paged = (struct paged){.n_slots = CASE_MAX_ROWS + 2};
-    uint32_t slots[CASE_MAX_ROWS + 2];
+    *paged = (struct paged){.n_slots = MAX_ROWS + 2};
+    uint32_t slots[MAX_ROWS + 2];
     for (uint32_t i = 0; i < paged->n_slots; i++) {
         slots[i] = i;
     }
     shuffle(seed, slots, paged->n_slots);
     uint32_t n_blocks = 3;
-    for (uint32_t row = 0; row < CASE_MAX_ROWS && c->row[row].len > 0; row++) {
-        uint32_t kv_len = c->row[row].past + c->row[row].len;
+    uint32_t listed = 0;
+    while (listed < CASE_MAX_ROWS && c->row[listed].len > 0) {
+        listed++;
+    }
+    uint32_t n_rows = listed * (c->times > 0 ? c->times : 1);
+    for (uint32_t row = 0; row < n_rows; row++) {
+        uint32_t len = c->row[row % listed].len;
+        uint32_t kv_len = c->row[row % listed].past + len;
         paged->row_slot[row] = slots[row];
         paged->row_kv_len[row] = kv_len;
-        paged->n_tokens += c->row[row].len;
+        paged->n_tokens += len;
         paged->row_start[++paged->n_rows] = paged->n_tokens;
         paged->max_kv_len = kv_len > paged->max_kv_len ? kv_len : paged->max_kv_len;
         n_blocks += blocks_of(c, kv_len);
@@ -72,8 +79,8 @@ static void paged_make(struct paged *paged, uint64_t *seed, const struct op_case
     paged->token_pos = xcalloc(paged->n_tokens, sizeof(uint32_t));
     paged->token_row = xcalloc(paged->n_tokens, sizeof(uint32_t));
     for (uint32_t row = 0; row < paged->n_rows; row++) {
-        for (uint32_t i = 0; i < c->row[row].len; i++) {
-            paged->token_pos[paged->row_start[row] + i] = c->row[row].past + i;
+        for (uint32_t i = 0; i < c->row[row % listed].len; i++) {
+            paged->token_pos[paged->row_start[row] + i] = c->row[row % listed].past + i;
             paged->token_row[paged->row_start[row] + i] = row;
         }
     }

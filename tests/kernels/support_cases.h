@@ -7,6 +7,7 @@
 #include "tests/kernels/support_rig.h"
 
 #define CASE_MAX_ROWS 12
+#define CASE_MAX_TIMES 22
 
 struct op_case {
     const char *op;
@@ -25,6 +26,7 @@ struct op_case {
         uint32_t past; /* positions in the cache before the step */
         uint32_t len;  /* tokens of the step; 0 ends the list */
     } row[CASE_MAX_ROWS];
+    uint32_t times; /* so often do the rows come, one list after the other; 0: once */
 };
 
 extern const struct op_case op_cases[];
