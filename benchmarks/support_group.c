@@ -85,7 +85,7 @@ void group_init(const struct group_config *config, struct worker_init *init) {
 }
 
 static int comm_memory(const struct worker_init *init) {
-    const char *name = comm_name_for(init->backend, init->world);
+    const char *name = comm_name_for(init->backend, init->world, init->deterministic);
     size_t bytes = comm_memory_bytes(name, init->world, init->comm_max_bytes);
     int fd = -1;
     if (bytes > 0) {

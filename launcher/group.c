@@ -74,7 +74,8 @@ static enum status start_rank(struct group *group, uint32_t rank) {
 
 static enum status start_ranks(struct group *group, uint64_t now_ns) {
     const struct worker_init *init = &group->config.plan->init;
-    size_t bytes = comm_memory_bytes(comm_name_for(init->backend, init->world), init->world, init->comm_max_bytes);
+    const char *comm = comm_name_for(init->backend, init->world, init->deterministic);
+    size_t bytes = comm_memory_bytes(comm, init->world, init->comm_max_bytes);
     if (bytes > 0) {
         TRY(memfd_make("tandem-comm", bytes, &group->comm_fd));
     }

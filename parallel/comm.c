@@ -28,14 +28,14 @@ const struct comm_ops *comm_find(const char *name) {
     return NULL;
 }
 
-const char *comm_name_for(const char *backend, uint32_t world) {
+const char *comm_name_for(const char *backend, uint32_t world, bool deterministic) {
     if (world == 1) {
         return "self";
     }
     if (strcmp(backend, "cuda") != 0) {
         return "shm";
     }
-    return world <= COMM_P2P_MAX_WORLD ? "p2p" : "nccl";
+    return world <= COMM_P2P_MAX_WORLD && !deterministic ? "p2p" : "nccl";
 }
 
 size_t comm_memory_bytes(const char *name, uint32_t world, size_t max_bytes) {

@@ -76,8 +76,9 @@ struct comm_ops {
  * else NULL. */
 const struct comm_ops *comm_find(const char *name);
 
-/* The communicator of a group on that backend. */
-const char *comm_name_for(const char *backend, uint32_t world);
+/* The communicator of a group on that backend. Own kernels and NCCL share sums out by size and round them differently,
+ * so one of them takes all where bits count; at two cards NCCL's sums have one order. */
+const char *comm_name_for(const char *backend, uint32_t world, bool deterministic);
 
 /* Bytes of the group's shared memory, 0 when it needs none: comm_shm exchanges everything there, comm_nccl only meets
  * there to learn the id that rank 0 made, and comm_p2p hands out its cards' memory there. */

@@ -146,8 +146,7 @@ static enum status plan_one(const struct plan_input *input, uint32_t rank, struc
         .kv_block_bytes = input->config->n_layers * kv_block_elements(&kv) * dtype_bytes(kv.dtype),
         .activation_bytes = plan_activations_place(input, &shard, NULL, &buffers, &body),
         .slot_bytes = plan_slots_place(input, NULL, &slots),
-        .comm_bytes = comm_device_bytes(comm_name_for(input->shared_memory ? "cpu" : "cuda", input->world),
-                                        input->world, plan->comm_max_bytes),
+        .comm_bytes = comm_device_bytes(input->comm, input->world, plan->comm_max_bytes),
         .graph_bytes = input->n_graphs * input->kernels->graph_bytes(input->device, ops_per_step(input->config)),
         .backend_bytes = input->kernels->stream_bytes(input->device),
     };

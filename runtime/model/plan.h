@@ -15,6 +15,7 @@
 struct plan_input {
     const struct model_config *config;
     uint32_t world;
+    const char *comm; /* name of the communicator */
     enum dtype dtype; /* of the matrices */
     enum dtype kv_dtype;
     uint32_t max_model_len;

@@ -167,15 +167,12 @@ static enum status end_loading(struct loading *loading, enum status status) {
 
 /* ---- open and close */
 
-/* Own kernels and NCCL share sums out by size and round them differently, so one of them takes all where bits count; at
- * two cards NCCL's sums have one order. */
 static enum status choose_comm(const struct worker_init *init, const struct comm_ops **ops) {
-    bool nccl = init->deterministic && strcmp(init->backend, "cuda") == 0 && init->world > 1;
-    if (nccl && init->world > 2) {
+    if (init->deterministic && strcmp(init->backend, "cuda") == 0 && init->world > 2) {
         FAIL(STATUS_UNSUPPORTED, "deterministic: sums over %u cards are in no fixed order; set tp to 1 or 2",
              init->world);
     }
-    *ops = comm_find(nccl ? "nccl" : comm_name_for(init->backend, init->world));
+    *ops = comm_find(comm_name_for(init->backend, init->world, init->deterministic));
     return STATUS_OK;
 }
 

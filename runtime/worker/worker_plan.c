@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include "parallel/comm.h"
 #include "runtime/worker/graph_cache.h"
 
 void worker_plan_input(const struct worker_init *init, const struct model_config *config,
@@ -10,6 +11,7 @@ void worker_plan_input(const struct worker_init *init, const struct model_config
     *input = (struct plan_input){
         .config = config,
         .world = init->world,
+        .comm = comm_name_for(init->backend, init->world, init->deterministic),
         .dtype = (enum dtype)init->dtype,
         .kv_dtype = (enum dtype)init->dtype,
         .max_model_len = init->limits.max_len,

@@ -73,8 +73,8 @@ void *group_run(const struct group_options *options, size_t shared_bytes, void (
     fill_init(options, &rank.init, &rank.config);
     int comm_fd = -1;
     if (options->world > 1) {
-        size_t bytes = comm_memory_bytes(comm_name_for(rank.init.backend, options->world), options->world,
-                                         rank.init.comm_max_bytes);
+        const char *comm = comm_name_for(rank.init.backend, options->world, rank.init.deterministic);
+        size_t bytes = comm_memory_bytes(comm, options->world, rank.init.comm_max_bytes);
         EXPECT_OK(memfd_make("comm", bytes, &comm_fd));
     }
     rank.shared =

@@ -20,6 +20,7 @@ static const struct model_config qwen_7b = {.arch = MODEL_QWEN2,
 static struct plan_input input_for(uint32_t world) {
     return (struct plan_input){.config = &qwen_7b,
                                .world = world,
+                               .comm = world > 1 ? "shm" : "self",
                                .dtype = DTYPE_BF16,
                                .kv_dtype = DTYPE_BF16,
                                .max_model_len = 32768,
@@ -93,8 +94,13 @@ TEST(without_a_limit_a_host_keeps_room_for_others) {
     EXPECT(plan.rank[0].kv_bytes <= 8 * GIB); /* a quarter of its half */
     EXPECT(plan.rank[0].kv_bytes + plan.rank[0].kv_block_bytes > 8 * GIB);
     input.shared_memory = false; /* a card of its own: all of it but a tenth */
+    input.comm = "p2p";
     EXPECT_OK(plan_make(&input, &plan));
     EXPECT(plan.rank[0].kv_bytes > 40 * GIB && plan.rank[0].total_bytes <= 64 * GIB / 20 * 19);
+    uint64_t with_own_kernels = plan.rank[0].comm_bytes;
+    input.comm = "nccl";
+    EXPECT_OK(plan_make(&input, &plan));
+    EXPECT(plan.rank[0].comm_bytes > 0 && plan.rank[0].comm_bytes < with_own_kernels);
 }
 
 static size_t some_stream_bytes(struct kernel_device *device) {

@@ -319,13 +319,16 @@ TEST(self_is_a_group_of_one) {
 }
 
 TEST(a_backend_has_its_communicator) {
-    EXPECT_TEXT(comm_name_for("cpu", 1), "self");
-    EXPECT_TEXT(comm_name_for("cuda", 1), "self");
-    EXPECT_TEXT(comm_name_for("cpu", 2), "shm");
-    EXPECT_TEXT(comm_name_for("null", 2), "shm");
-    EXPECT_TEXT(comm_name_for("cuda", 2), "p2p");
-    EXPECT_TEXT(comm_name_for("cuda", 8), "p2p");
-    EXPECT_TEXT(comm_name_for("cuda", 9), "nccl");
+    EXPECT_TEXT(comm_name_for("cpu", 1, false), "self");
+    EXPECT_TEXT(comm_name_for("cuda", 1, false), "self");
+    EXPECT_TEXT(comm_name_for("cpu", 2, false), "shm");
+    EXPECT_TEXT(comm_name_for("null", 2, false), "shm");
+    EXPECT_TEXT(comm_name_for("cuda", 2, false), "p2p");
+    EXPECT_TEXT(comm_name_for("cuda", 8, false), "p2p");
+    EXPECT_TEXT(comm_name_for("cuda", 9, false), "nccl");
+    EXPECT_TEXT(comm_name_for("cuda", 2, true), "nccl");
+    EXPECT_TEXT(comm_name_for("cpu", 2, true), "shm");
+    EXPECT_TEXT(comm_name_for("cuda", 1, true), "self");
     EXPECT_EQ(comm_memory_bytes("self", 1, 1000), 0);
     EXPECT_EQ(comm_memory_bytes("shm", 2, 1000), comm_shm_bytes(2, 1000));
     EXPECT_EQ(comm_memory_bytes("nccl", 2, 1000), 4096);
