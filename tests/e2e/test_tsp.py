@@ -258,7 +258,7 @@ def a_silent_peer_is_closed_and_its_request_lives():
     connection = Connection(server.tcp)
     request.submit(connection)
     request.take(connection, connection.receive())
-    buffer = bytearray()
+    buffer = bytearray(connection.buffer)  # what came with that frame
     while True:  # reads on and answers nothing
         data = connection.socket.recv(65536)
         if not data:
