@@ -41,6 +41,7 @@ count() { # count NAME EXIT_CODE LAST_LINE: adds a program's own counts, or one 
 
 # As many programs run at a time as there are processors; each one's output comes out whole, when it has ended.
 slots=$(nproc)
+trap 'trap - INT; kill 0' INT # the shell has what runs behind it ignore Ctrl-C
 declare -A names=() outputs=() started=() # of the running ones, by process id
 
 finish_one() {

@@ -14,10 +14,9 @@
 #include "runtime/model/shard.h"
 
 struct step_batch {
-    const struct step_row *rows; /* device, [R] */
-    const struct step_row
-        *host_rows;  /* the same where the host reads them, during the call; NULL: never cut the step */
-    uint32_t n_rows; /* >= 1 */
+    const struct step_row *rows;      /* device, [R] */
+    const struct step_row *host_rows; /* the same for the host, during the call; NULL: never cut the step */
+    uint32_t n_rows;                  /* >= 1 */
     uint32_t n_tokens;
     uint32_t n_sampled;
     uint32_t max_kv_len; /* no row's KV is longer after the step */

@@ -81,7 +81,7 @@ static void *aside_thread(void *argument) {
 
 static enum status begin_aside(struct aside *aside) {
     if (pthread_create(&aside->thread, NULL, aside_thread, aside) != 0) {
-        FAIL(STATUS_IO, "cannot start a thread");
+        FAIL(STATUS_IO, "cannot start a thread beside the weights and the communicator; raise the limit of processes");
     }
     return STATUS_OK;
 }

@@ -183,8 +183,9 @@ RANDOM_TEST(llama_headdim, "llama-headdim")
 RANDOM_TEST(llama_kv3, "llama-kv3")
 
 /* Sums that float16 cannot hold must not be held in it: both 16-bit formats answer alike, but for ids that
- * transformers' own bfloat16 run leaves open, and neither is much farther from float32 than that run: over the
- * positions of two prompts the KL varies by half between two orders of the same additions. */
+ * transformers' own bfloat16 run leaves open, and neither is farther from float32 than that run. On cards the libraries
+ * choose the order of additions, and between two of them bfloat16's KL over two prompts was seen to vary by half: there
+ * it has twice the room. */
 TEST_TIMEOUT(overflow_of_float16, 120) {
     static const enum dtype formats[] = {DTYPE_BF16, DTYPE_F16};
     double kl[4] = {0};
@@ -222,8 +223,9 @@ TEST_TIMEOUT(overflow_of_float16, 120) {
             printf("\n");
         }
     }
+    bool cards = strcmp(test_backend(), "cpu") != 0;
     for (uint32_t i = 0; i < 4; i++) {
-        EXPECT(kl[i] <= 2 * kl_bar);
+        EXPECT(kl[i] <= (cards && formats[i % 2] == DTYPE_BF16 ? 2 : 1) * kl_bar);
     }
 }
 
