@@ -16,7 +16,8 @@
 #include "runtime/base/check.h"
 
 #define MAX_HEAD_DIM 256
-#define MAX_QUERIES 64 /* that go over a tile together */
+#define MAX_QUERIES 64      /* that go over a tile together */
+#define TURN_MIN_QUERIES 12 /* fewer do not pay for turning a tile's keys */
 #define SPLIT_POSITIONS 512
 #define SPLIT_MAX_TOKENS 8 /* steps with more tokens are not split */
 #define PART_EXTRA 32      /* floats of a split's result besides its output: 16 lanes, the maximum, padding */
@@ -135,6 +136,7 @@ static void attend_split(const struct attention_run *run, struct batch *batch, u
         }
         struct vec_attend tile = {
             .k = k,
+            .k_turned = batch->n_queries >= TURN_MIN_QUERIES,
             .v = v,
             .q = batch->q,
             .max = batch->part_max,
@@ -147,6 +149,9 @@ static void attend_split(const struct attention_run *run, struct batch *batch, u
             .dim = run->dim,
             .ahead = &ahead,
         };
+        if (tile.k_turned) {
+            run->vec->turn_keys(k, count, run->dim);
+        }
         run->vec->attend(&tile);
     }
 }

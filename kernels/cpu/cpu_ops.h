@@ -12,6 +12,9 @@ enum dtype cpu_activation_dtype(enum dtype weights);
 size_t cpu_attention_workspace(struct kernel_device *device, uint32_t max_tokens, uint32_t n_q_heads, uint32_t head_dim,
                                uint32_t max_kv_len);
 
+/* What cpu_swiglu enqueues; args is a struct op_swiglu. */
+void cpu_swiglu_run(struct kernel_device *device, const void *args);
+
 enum status cpu_slot_update(struct kernel_stream *stream, const struct op_slot_update *args);
 enum status cpu_batch_prepare(struct kernel_stream *stream, const struct op_batch_prepare *args);
 enum status cpu_embed(struct kernel_stream *stream, const struct op_embed *args);

@@ -22,7 +22,7 @@ struct kernel_device {
 
 /* Memory that math records may use while they run: one piece for all threads, and one for each. Page-aligned, and
  * untouched pages cost nothing. */
-#define CPU_SCRATCH_BYTES ((size_t)4 << 20)
+#define CPU_SCRATCH_BYTES ((size_t)34 << 20)
 void *cpu_shared_scratch(const struct kernel_device *device);
 void *cpu_thread_scratch(const struct kernel_device *device, uint32_t thread);
 

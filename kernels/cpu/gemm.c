@@ -2,6 +2,7 @@
 #include "kernels/cpu/gemm.h"
 
 #include <math.h>
+#include <stdbool.h>
 #include <string.h>
 
 #include "kernels/cpu/cpu_ops.h"
@@ -9,9 +10,6 @@
 #include "runtime/base/check.h"
 
 #define MIN_ITEM_BYTES (32u << 10) /* of weights: less is not worth handing out */
-#define PANEL_X_BYTES                                                                                                  \
-    (384u << 10)           /* of a packed chunk of x: what a second-level cache keeps while the weights pass by */
-#define PANEL_MIN_ROWS 64u /* but converting the weights anew for fewer rows costs more than cache misses */
 
 static float load_element(const void *data, enum dtype dtype, size_t i) {
     if (dtype == DTYPE_F32) {
@@ -78,21 +76,40 @@ static const struct gemm_kernels gemm_kernels_c = {
 
 struct gemm_call {
     const struct gemm_kernels *kernels;
+    const struct gemm_panel *panel; /* or NULL */
     struct kernel_device *device;
     struct gemm_job job;    /* direct: the chunk; panel: the rows that are packed together */
-    uint32_t item_columns;  /* weight rows in an item */
+    uint32_t group;         /* weight rows that go together */
     uint32_t n_items;       /* of a chunk */
     uint32_t n_chunks;      /* of the packed rows */
     uint32_t n_chunk_tiles; /* at most */
 };
 
+/* Rows of weights that are cut into items: with swiglu those of the gate, each of which takes a row of `up` along. */
+static uint32_t cut_rows(const struct gemm_call *call) {
+    uint32_t n = call->job.op->weight.n;
+    return call->job.swiglu != NULL ? n / 2 : n;
+}
+
+/* An item's first row of weights. */
+static uint32_t item_row(const struct gemm_call *call, uint32_t item) {
+    uint32_t n = cut_rows(call);
+    uint32_t row = gemm_tile_row((n + call->group - 1) / call->group, call->n_items, item) * call->group;
+    return row < n ? row : n;
+}
+
 static void direct_item(const void *context, uint32_t item, uint32_t thread) {
     (void)thread;
     const struct gemm_call *call = context;
-    uint32_t n = call->job.op->weight.n;
-    uint32_t first = item * call->item_columns;
-    uint32_t end = n - first < call->item_columns ? n : first + call->item_columns;
-    call->kernels->direct(&call->job, first, end);
+    call->kernels->direct(&call->job, item_row(call, item), item_row(call, item + 1));
+}
+
+static size_t tile_floats(const struct gemm_call *call) {
+    return (size_t)call->job.k_padded * call->panel->tile_pitch;
+}
+
+static uint32_t count_tiles(const struct gemm_call *call, uint32_t rows) {
+    return (rows + call->panel->tile_rows - 1) / call->panel->tile_rows;
 }
 
 /* A chunk of the rows that are packed together. */
@@ -101,17 +118,15 @@ static struct gemm_job packed_chunk(const struct gemm_call *call, uint32_t chunk
     uint32_t first = gemm_tile_row(call->job.m, call->n_chunks, chunk);
     job.m = gemm_tile_row(call->job.m, call->n_chunks, chunk + 1) - first;
     job.m_first += first;
-    job.x += (size_t)first * job.k_padded;
+    job.x += chunk * call->n_chunk_tiles * tile_floats(call);
     return job;
 }
 
 static void panel_item(const void *context, uint32_t item, uint32_t thread) {
     const struct gemm_call *call = context;
     struct gemm_job job = packed_chunk(call, item / call->n_items);
-    uint32_t n = job.op->weight.n;
-    uint32_t first = item % call->n_items * call->item_columns;
-    uint32_t end = n - first < call->item_columns ? n : first + call->item_columns;
-    call->kernels->panel(&job, first, end, cpu_thread_scratch(call->device, thread));
+    uint32_t part = item % call->n_items;
+    call->panel->run(&job, item_row(call, part), item_row(call, part + 1), cpu_thread_scratch(call->device, thread));
 }
 
 void gemm_widen(float *out, const struct op_gemm *op, size_t row, uint32_t k, uint32_t count) {
@@ -123,33 +138,28 @@ void gemm_widen(float *out, const struct op_gemm *op, size_t row, uint32_t k, ui
 static void pack_item(const void *context, uint32_t item, uint32_t thread) {
     (void)thread;
     const struct gemm_call *call = context;
-    struct gemm_job job = packed_chunk(call, item / call->n_chunk_tiles);
+    uint32_t chunk = item / call->n_chunk_tiles;
+    struct gemm_job job = packed_chunk(call, chunk);
     uint32_t tile = item % call->n_chunk_tiles;
-    uint32_t n_tiles = (job.m + call->kernels->panel_rows - 1) / call->kernels->panel_rows;
+    uint32_t n_tiles = count_tiles(call, job.m);
     if (tile < n_tiles) {
-        uint32_t first = gemm_tile_row(job.m, n_tiles, tile);
-        uint32_t rows = gemm_tile_row(job.m, n_tiles, tile + 1) - first;
-        float *packed =
-            (float *)cpu_shared_scratch(call->device) + (size_t)(job.m_first - call->job.m_first) * job.k_padded;
-        call->kernels->pack(&job, first, rows, packed + (size_t)first * job.k_padded);
+        float *packed = cpu_shared_scratch(call->device);
+        call->panel->pack(&job, tile, n_tiles, packed + chunk * call->n_chunk_tiles * tile_floats(call));
     }
 }
 
-/* Weight rows in an item: at least MIN_ITEM_BYTES, about eight items for each thread, whole groups. */
-static uint32_t item_columns(const struct gemm_call *call, uint32_t group) {
+/* Cuts the weight into items of whole groups: at least MIN_ITEM_BYTES each, up to eight for each thread, and as many
+ * for one thread as for another. */
+static void cut_items(struct gemm_call *call, uint32_t group) {
     const struct weight *weight = &call->job.op->weight;
     uint32_t threads = cpu_threads(call->device);
-    if (threads == 1) {
-        return weight->n;
-    }
-    size_t row_bytes = weight->k * dtype_bytes(weight->format);
-    CHECK(row_bytes > 0, "a weight of no columns");
-    size_t columns = weight->n / (threads * 8);
-    if (columns < MIN_ITEM_BYTES / row_bytes) {
-        columns = MIN_ITEM_BYTES / row_bytes;
-    }
-    size_t groups = (columns + group - 1) / group;
-    return (uint32_t)(groups > 0 ? groups : 1) * group;
+    size_t items = weight->n * (size_t)weight->k * dtype_bytes(weight->format) / MIN_ITEM_BYTES;
+    size_t groups = (cut_rows(call) + group - 1) / group;
+    items = items < groups ? items : groups;
+    items = items < threads * 8 ? items : threads * 8;
+    items -= items > threads ? items % threads : 0;
+    call->group = group;
+    call->n_items = threads > 1 && items > 0 ? (uint32_t)items : 1;
 }
 
 static void run_direct_rows(struct gemm_call *call) {
@@ -166,53 +176,97 @@ static void run_direct_rows(struct gemm_call *call) {
         job->x = rows;
         job->x_stride = job->k_padded;
     }
-    call->item_columns = item_columns(call, call->kernels->direct_columns[job->m]);
-    call->n_items = (op->weight.n + call->item_columns - 1) / call->item_columns;
+    cut_items(call, call->kernels->direct_columns[job->m]);
     cpu_parallel(call->device, call->n_items, direct_item, call);
+}
+
+static uint32_t max_chunk_rows(const struct gemm_call *call) {
+    size_t rows = call->panel->chunk_bytes / (call->job.k_padded * sizeof(float));
+    size_t room = CPU_SCRATCH_BYTES / (tile_floats(call) * sizeof(float)) * call->panel->tile_rows;
+    rows = rows > call->panel->chunk_rows ? rows : call->panel->chunk_rows;
+    return (uint32_t)(rows < room ? rows : room);
 }
 
 /* All rows are packed at once, and the items of all chunks are one region, a chunk's side by side: the threads meet
  * twice, not at each chunk. */
 static void run_panel_rows(struct gemm_call *call) {
     struct gemm_job *job = &call->job;
-    uint32_t row_bytes = job->k_padded * (uint32_t)sizeof(float);
-    uint32_t chunk = PANEL_X_BYTES / row_bytes > PANEL_MIN_ROWS ? PANEL_X_BYTES / row_bytes : PANEL_MIN_ROWS;
+    uint32_t chunk = max_chunk_rows(call);
     call->n_chunks = (job->m + chunk - 1) / chunk;
-    uint32_t largest = gemm_tile_row(job->m, call->n_chunks, 1);
-    call->n_chunk_tiles = (largest + call->kernels->panel_rows - 1) / call->kernels->panel_rows;
+    call->n_chunk_tiles = count_tiles(call, gemm_tile_row(job->m, call->n_chunks, 1)); /* of the largest */
     job->x = cpu_shared_scratch(call->device);
     cpu_parallel(call->device, call->n_chunks * call->n_chunk_tiles, pack_item, call);
-    call->item_columns = item_columns(call, call->kernels->panel_columns);
-    call->n_items = (job->op->weight.n + call->item_columns - 1) / call->item_columns;
+    cut_items(call, call->panel->columns);
     cpu_parallel(call->device, call->n_chunks * call->n_items, panel_item, call);
 }
 
-static void run_gemm(struct kernel_device *device, const void *args) {
-    const struct op_gemm *op = args;
+/* Rows that are packed together at most: whole chunks. */
+static uint32_t max_packed_rows(const struct gemm_call *call) {
+    uint32_t rows = max_chunk_rows(call);
+    size_t chunk_bytes = count_tiles(call, rows) * tile_floats(call) * sizeof(float);
+    return (uint32_t)(CPU_SCRATCH_BYTES / chunk_bytes) * rows;
+}
+
+/* The product, and swiglu with it unless that is NULL; false when swiglu is left to do. */
+static bool run_product(struct kernel_device *device, const struct op_gemm *op, const struct op_swiglu *swiglu) {
     static const struct gemm_kernels *const by_isa[] = {&gemm_kernels_c, &gemm_kernels_avx2, &gemm_kernels_avx512};
     struct gemm_call call = {.kernels = by_isa[cpu_isa()], .device = device, .job.op = op};
     struct gemm_job *job = &call.job;
     job->k_padded = (op->weight.k + GEMM_LANES - 1) / GEMM_LANES * GEMM_LANES;
     uint32_t rows = call.kernels->direct_rows[op->weight.format];
-    bool panel = call.kernels->panel != NULL && op->m > rows;
-    if (panel) {
-        rows = (uint32_t)(CPU_SCRATCH_BYTES / (job->k_padded * sizeof(float)));
+    for (int i = 0; i < 2; i++) {
+        const struct gemm_panel *panel = call.kernels->panels[i];
+        if (panel != NULL && op->m > rows && op->m >= panel->least_rows) {
+            call.panel = panel;
+        }
+    }
+    if (call.panel != NULL) {
+        rows = max_packed_rows(&call);
+        bool fits = call.panel->takes_swiglu && op->out_dtype == DTYPE_F32 && op->bias == NULL;
+        job->swiglu = fits ? swiglu : NULL;
     }
     uint32_t n_parts = (op->m + rows - 1) / rows;
     for (uint32_t i = 0; i < n_parts; i++) {
         job->m_first = gemm_tile_row(op->m, n_parts, i);
         job->m = gemm_tile_row(op->m, n_parts, i + 1) - job->m_first;
-        if (panel) {
+        if (call.panel != NULL) {
             run_panel_rows(&call);
         } else {
             run_direct_rows(&call);
         }
     }
+    return job->swiglu == swiglu;
+}
+
+static void run_gemm(struct kernel_device *device, const void *args) {
+    run_product(device, args, NULL);
+}
+
+static void run_gemm_swiglu(struct kernel_device *device, const void *context) {
+    const struct op_gemm_swiglu *args = context;
+    const struct op_swiglu swiglu = {.gate_up = args->gemm.out,
+                                     .out = args->out,
+                                     .dtype = args->gemm.out_dtype,
+                                     .n_tokens = args->gemm.m,
+                                     .n_columns = args->gemm.weight.n / 2};
+    if (!run_product(device, &args->gemm, &swiglu)) {
+        cpu_swiglu_run(device, &swiglu);
+    }
+}
+
+static void check_k(const struct op_gemm *args) {
+    CHECK(args->weight.k <= CPU_GEMM_MAX_K, "gemm: weight.k is %u; the cpu backend takes up to %u", args->weight.k,
+          CPU_GEMM_MAX_K);
 }
 
 enum status cpu_gemm(struct kernel_stream *stream, const struct op_gemm *args) {
-    CHECK(args->weight.k <= CPU_GEMM_MAX_K, "gemm: weight.k is %u; the cpu backend takes up to %u", args->weight.k,
-          CPU_GEMM_MAX_K);
+    check_k(args);
     cpu_enqueue(stream, run_gemm, args, sizeof *args);
+    return STATUS_OK;
+}
+
+enum status cpu_gemm_swiglu(struct kernel_stream *stream, const struct op_gemm_swiglu *args) {
+    check_k(&args->gemm);
+    cpu_enqueue(stream, run_gemm_swiglu, args, sizeof *args);
     return STATUS_OK;
 }

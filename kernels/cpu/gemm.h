@@ -1,5 +1,5 @@
 /* The matrix product of the cpu backend, in parts: gemm.c cuts the work and is the C reference, gemm_body.h is the text
- * that gemm_avx2.c and gemm_avx512.c compile.
+ * that gemm_avx2.c and gemm_avx512.c compile, gemm_turned_avx512.c is for the most rows.
  *
  * The order of operations of one output, which all of them keep: sixteen partial sums start at +0; partial sum l takes
  * k = l, l + 16, l + 32, ... in that order by one fused multiply-add each, where x and w beyond K are +0 (K is rounded
@@ -8,13 +8,14 @@
 #ifndef TANDEM_KERNELS_CPU_GEMM_H
 #define TANDEM_KERNELS_CPU_GEMM_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
 #include "kernels/kernels.h"
 
 #define GEMM_LANES 16u         /* partial sums of an output */
-#define CPU_GEMM_MAX_K 131072u /* eight rows of x, or a panel of weights, fit the scratch */
+#define CPU_GEMM_MAX_K 131072u /* eight rows of x, a packed tile or a panel of weights fit the scratch */
 #define GEMM_MAX_TILE 8u       /* rows of x, or of the weight, that a tile holds at most */
 
 /* A chunk of rows of x against the whole weight. */
@@ -23,8 +24,24 @@ struct gemm_job {
     uint32_t m_first; /* the chunk's first row */
     uint32_t m;       /* its rows */
     uint32_t k_padded;
-    const float *x;  /* the chunk in fp32: rows, or tiles packed by gemm_pack */
-    size_t x_stride; /* rows only */
+    const float *x;                 /* the chunk in fp32: rows, or tiles that `pack` has packed */
+    size_t x_stride;                /* rows only */
+    const struct op_swiglu *swiglu; /* of outputs in fp32 without a bias, in place of storing them; or NULL */
+};
+
+/* More rows than are taken directly: x is packed in tiles, weights are converted panel by panel. */
+struct gemm_panel {
+    uint32_t least_rows; /* from so many rows of x on it pays */
+    uint32_t tile_rows;  /* of x in a tile at most, */
+    uint32_t tile_pitch; /* which takes no more than so many floats for each of its columns */
+    uint32_t columns;    /* weight rows that are best taken together */
+    size_t chunk_bytes;  /* of x that the weights, once converted, pass by, */
+    uint32_t chunk_rows; /* and of so many rows at least: converting them anew costs more than cache misses */
+    bool takes_swiglu;   /* of a job; [n_first, n_end) are rows of the gate then */
+    /* Packs tile `tile` of the n_tiles of a chunk, which begins at `packed`, in an order of its own. */
+    void (*pack)(const struct gemm_job *job, uint32_t tile, uint32_t n_tiles, float *packed);
+    /* The packed chunk against rows [n_first, n_end) of the weight; scratch is of CPU_SCRATCH_BYTES. */
+    void (*run)(const struct gemm_job *job, uint32_t n_first, uint32_t n_end, float *scratch);
 };
 
 struct gemm_kernels {
@@ -32,17 +49,13 @@ struct gemm_kernels {
     uint32_t direct_rows[3];                    /* so many at most, by the weights' dtype */
     uint32_t direct_columns[GEMM_MAX_TILE + 1]; /* weight rows in a tile, by rows of x */
     void (*direct)(const struct gemm_job *job, uint32_t n_first, uint32_t n_end);
-    /* More rows: x packed in tiles of up to panel_rows rows, weights converted panel by panel into scratch of
-     * CPU_SCRATCH_BYTES. NULL when chunks of direct_rows do for any number. */
-    uint32_t panel_rows;
-    uint32_t panel_columns;
-    /* Packs `rows` rows of the chunk from `row` on into one tile, in an order of panel's own. */
-    void (*pack)(const struct gemm_job *job, uint32_t row, uint32_t rows, float *tile);
-    void (*panel)(const struct gemm_job *job, uint32_t n_first, uint32_t n_end, float *scratch);
+    /* For more rows: the last one that pays. None when chunks of direct_rows do for any number. */
+    const struct gemm_panel *panels[2];
 };
 
 extern const struct gemm_kernels gemm_kernels_avx2;
 extern const struct gemm_kernels gemm_kernels_avx512;
+extern const struct gemm_panel gemm_turned_avx512;
 
 /* The rows of a packed chunk are cut evenly into tiles, the larger ones first: tile i begins at this row; tile n_tiles
  * ends the chunk. */

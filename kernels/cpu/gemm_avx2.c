@@ -18,6 +18,7 @@
 #define PANEL_ROWS 4u
 #define PANEL_CASES(X) X(1) X(2) X(3) X(4)
 #define PANEL_COLUMNS 3u
+#define MANY_PANELS NULL
 #define DIRECT_AHEAD 8192
 
 static inline VF vf_zero(void) {

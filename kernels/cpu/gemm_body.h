@@ -13,6 +13,7 @@
  *   DIRECT_AHEAD                           bytes to prefetch ahead in them
  *   PANEL_ROWS, PANEL_CASES(X)             X(mr) for the tiles of packed products, mr = 1 .. PANEL_ROWS
  *   PANEL_COLUMNS                          weight rows of such a tile
+ *   MANY_PANELS                            what is faster for the most rows, or NULL
  *
  * A tile is a function of constants: inlined, with its loops over rows unrolled, so that its sums stay in registers. */
 /* clang-format on */
@@ -183,13 +184,15 @@ static void direct(const struct gemm_job *job, uint32_t n_first, uint32_t n_end)
 /* ---- many rows: x packed once, weights converted once for a chunk of rows, where the time goes into arithmetic */
 
 /* A packed tile is [PARTS][k_padded / 16][rows][LANES]: what a step takes lies together. */
-static void pack(const struct gemm_job *job, uint32_t row, uint32_t rows, float *tile) {
+static void pack(const struct gemm_job *job, uint32_t tile, uint32_t n_tiles, float *packed) {
     const struct op_gemm *op = job->op;
+    const uint32_t row = gemm_tile_row(job->m, n_tiles, tile);
+    const uint32_t rows = gemm_tile_row(job->m, n_tiles, tile + 1) - row;
     size_t part_floats = (size_t)job->k_padded / GEMM_LANES * rows * LANES;
     for (uint32_t i = 0; i < rows; i++) {
         size_t x_row = (size_t)job->m_first + row + i;
         const float *x = (const float *)op->x + x_row * op->x_stride;
-        float *out = tile + i * LANES;
+        float *out = packed + (size_t)row * job->k_padded + i * LANES;
         for (uint32_t k = 0; k < job->k_padded; k += GEMM_LANES) {
             float block[GEMM_LANES];
             const float *from = x + k;
@@ -470,14 +473,22 @@ static void panel(const struct gemm_job *job, uint32_t n_first, uint32_t n_end, 
 #define DIRECT_COLUMN(mr, nr) [mr] = nr,
 #define DIRECT_COUNT(mr, nr) +1
 
+static const struct gemm_panel panels = {
+    .least_rows = 1,
+    .tile_rows = PANEL_ROWS,
+    .tile_pitch = PANEL_ROWS,
+    .columns = PANEL_COLUMNS,
+    .chunk_bytes = 384 << 10, /* what a second-level cache keeps while the weights pass by */
+    .chunk_rows = 64,
+    .pack = pack,
+    .run = panel,
+};
+
 const struct gemm_kernels GEMM_KERNELS = {
     .direct_rows = {[DTYPE_BF16] = DIRECT_CASES(DIRECT_COUNT),
                     [DTYPE_F16] = DIRECT_CASES(DIRECT_COUNT),
                     [DTYPE_F32] = DIRECT_F32_CASES(DIRECT_COUNT)},
     .direct_columns = {DIRECT_CASES(DIRECT_COLUMN)},
     .direct = direct,
-    .panel_rows = PANEL_ROWS,
-    .panel_columns = PANEL_COLUMNS,
-    .pack = pack,
-    .panel = panel,
+    .panels = {&panels, MANY_PANELS},
 };

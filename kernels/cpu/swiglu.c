@@ -26,22 +26,12 @@ static void swiglu_row(const void *context, uint32_t token, uint32_t thread) {
     }
 }
 
-static void swiglu_run(struct kernel_device *device, const void *context) {
+void cpu_swiglu_run(struct kernel_device *device, const void *context) {
     const struct op_swiglu *args = context;
     cpu_rows(device, args->n_tokens, (size_t)args->n_columns * 2, swiglu_row, args);
 }
 
 enum status cpu_swiglu(struct kernel_stream *stream, const struct op_swiglu *args) {
-    cpu_enqueue(stream, swiglu_run, args, sizeof *args);
+    cpu_enqueue(stream, cpu_swiglu_run, args, sizeof *args);
     return STATUS_OK;
-}
-
-enum status cpu_gemm_swiglu(struct kernel_stream *stream, const struct op_gemm_swiglu *args) {
-    const struct op_swiglu swiglu = {.gate_up = args->gemm.out,
-                                     .out = args->out,
-                                     .dtype = args->gemm.out_dtype,
-                                     .n_tokens = args->gemm.m,
-                                     .n_columns = args->gemm.weight.n / 2};
-    TRY(cpu_gemm(stream, &args->gemm));
-    return cpu_swiglu(stream, &swiglu);
 }

@@ -29,7 +29,8 @@ struct vec_ahead {
 
 /* One tile of attention: n_queries queries against n_pos[i] <= VEC_TILE positions, with the running softmax. */
 struct vec_attend {
-    const float *k;        /* [VEC_TILE / 16][dim / 16][16 positions][16 columns], as load_keys leaves it */
+    const float *k;        /* [VEC_TILE / 16][dim / 16][16 positions][16 columns], as load_keys leaves it, or */
+    bool k_turned;         /* [...][16 columns][16 positions], as turn_keys does: faster for many queries, same bits */
     const float *v;        /* [VEC_TILE][dim] */
     const float *q;        /* [n_queries][dim], scaled */
     float *max;            /* [n_queries] largest score so far */
@@ -88,6 +89,8 @@ struct vec_ops {
     /* The same in the order of vec_attend.k, from position `first` of the tile on. */
     void (*load_keys)(float *out, uint32_t first, const void *in, enum dtype dtype, uint32_t n_pos, uint32_t n,
                       uint32_t dim);
+    /* Turns each 16 x 16 block of what load_keys left of n_pos positions, up to the next multiple of 16 of them. */
+    void (*turn_keys)(float *k, uint32_t n_pos, uint32_t dim);
     /* k must hold numbers up to the next multiple of 16 positions. */
     void (*attend)(const struct vec_attend *args);
 

@@ -1,5 +1,6 @@
 #include <immintrin.h>
 
+#include "kernels/cpu/lanes_avx2.h"
 #include "kernels/cpu/vec.h"
 
 typedef struct {
@@ -182,6 +183,33 @@ static inline __attribute__((always_inline)) void v16_scores(float *scores, cons
     }
 }
 
+/* Loaded once, here, and not again by each instruction that uses it. */
+static inline v16 v16_hold(v16 x) {
+    __asm__("" : "+x"(x.lo), "+x"(x.hi));
+    return x;
+}
+
+static inline void v16_turn(float *block) {
+    for (size_t first = 0; first < 16; first += 8) { /* what lies on the diagonal, and the two blocks beside it */
+        for (size_t second = first; second < 16; second += 8) {
+            __m256 above[8];
+            __m256 below[8];
+#pragma GCC unroll 8
+            for (size_t i = 0; i < 8; i++) {
+                above[i] = _mm256_loadu_ps(block + (first + i) * 16 + second);
+                below[i] = _mm256_loadu_ps(block + (second + i) * 16 + first);
+            }
+            turn_8(above);
+            turn_8(below);
+#pragma GCC unroll 8
+            for (size_t i = 0; i < 8; i++) {
+                _mm256_storeu_ps(block + (second + i) * 16 + first, above[i]);
+                _mm256_storeu_ps(block + (first + i) * 16 + second, below[i]);
+            }
+        }
+    }
+}
+
 typedef __m256i w16;
 
 static inline w16 w16_zero(void) {
@@ -227,6 +255,7 @@ static inline void v16_store_keys(uint32_t *key, v16 x) {
 }
 
 #define VALUES_WIDTH 1
+#define KEY_BLOCKS 1
 #include "kernels/cpu/vec_body.h"
 
 const struct vec_ops vec_ops_avx2 = VEC_OPS_BODY;

@@ -1,5 +1,6 @@
 #include <immintrin.h>
 
+#include "kernels/cpu/lanes_avx512.h"
 #include "kernels/cpu/vec.h"
 
 typedef __m512 v16;
@@ -143,6 +144,25 @@ static inline __attribute__((always_inline)) void v16_scores(float *scores, cons
     }
 }
 
+/* Loaded once, here, and not again by each instruction that uses it. */
+static inline v16 v16_hold(v16 x) {
+    __asm__("" : "+v"(x));
+    return x;
+}
+
+static inline void v16_turn(float *block) {
+    v16 row[16];
+#pragma GCC unroll 16
+    for (size_t i = 0; i < 16; i++) {
+        row[i] = v16_load(block + i * 16);
+    }
+    turn_16(row);
+#pragma GCC unroll 16
+    for (size_t i = 0; i < 16; i++) {
+        v16_store(block + i * 16, row[i]);
+    }
+}
+
 typedef __m512i w16;
 
 static inline w16 w16_zero(void) {
@@ -177,6 +197,7 @@ static inline void v16_store_keys(uint32_t *key, v16 x) {
 }
 
 #define VALUES_WIDTH 4
+#define KEY_BLOCKS 2
 #include "kernels/cpu/vec_body.h"
 
 const struct vec_ops vec_ops_avx512 = VEC_OPS_BODY;

@@ -1,6 +1,6 @@
 /* The primitives of vec.h over the type v16, which the including file defines for its instruction set. Included once
  * by each of vec_c.c, vec_avx2.c and vec_avx512.c; nothing here may depend on the instruction set except how many
- * independent results are kept in registers at once (VALUES_WIDTH). */
+ * independent results are kept in registers at once (VALUES_WIDTH, KEY_BLOCKS). */
 #ifndef TANDEM_KERNELS_CPU_VEC_BODY_H
 #define TANDEM_KERNELS_CPU_VEC_BODY_H
 
@@ -292,6 +292,91 @@ INLINE void fetch_ahead(const struct vec_ahead *ahead, struct ahead_cursor *curs
     }
 }
 
+/* ---- scores of turned keys: a vector holds 16 positions, so that nothing is added up within one. Partial sum l of a
+ * score is complete before the next one begins, and the tree takes them in the order of its branches. */
+
+struct key_sums {
+    v16 at[2 * KEY_BLOCKS]; /* [query][block of 16 positions] */
+};
+
+/* Where a product of turned keys stands. */
+struct turned {
+    const float *q;
+    const float *k;
+    size_t dim;
+    size_t n_queries; /* 1 or 2 */
+    size_t n_blocks;  /* of 16 positions, up to KEY_BLOCKS */
+};
+
+/* Partial sums `lane` and lane + 8, added. */
+INLINE struct key_sums sums_of_8(const struct turned *from, size_t lane) {
+    const size_t n = from->n_queries * from->n_blocks;
+    v16 sum[2][2 * KEY_BLOCKS];
+#pragma GCC unroll 4
+    for (size_t i = 0; i < 2 * KEY_BLOCKS; i++) {
+        sum[0][i] = v16_set(0.0f);
+        sum[1][i] = v16_set(0.0f);
+    }
+    for (size_t i = 0; i < from->dim; i += 16) {
+#pragma GCC unroll 2
+        for (size_t half = 0; half < 2; half++) {
+            size_t column = i + lane + half * 8;
+#pragma GCC unroll 2
+            for (size_t block = 0; block < from->n_blocks; block++) {
+                v16 key = v16_hold(v16_load(from->k + (block * from->dim + column) * 16));
+#pragma GCC unroll 2
+                for (size_t query = 0; query < from->n_queries; query++) {
+                    v16 *to = &sum[half][query * from->n_blocks + block];
+                    *to = v16_fma(v16_set(from->q[query * from->dim + column]), key, *to);
+                }
+            }
+        }
+    }
+    struct key_sums sums;
+#pragma GCC unroll 4
+    for (size_t i = 0; i < 2 * KEY_BLOCKS; i++) {
+        sums.at[i] = i < n ? v16_add(sum[0][i], sum[1][i]) : sum[0][i];
+    }
+    return sums;
+}
+
+INLINE struct key_sums add_sums(const struct turned *from, struct key_sums a, struct key_sums b) {
+#pragma GCC unroll 4
+    for (size_t i = 0; i < from->n_queries * from->n_blocks; i++) {
+        a.at[i] = v16_add(a.at[i], b.at[i]);
+    }
+    return a;
+}
+
+/* Lane `lane` of the 4, 2 that are left. */
+INLINE struct key_sums sums_of_4(const struct turned *from, size_t lane) {
+    return add_sums(from, sums_of_8(from, lane), sums_of_8(from, lane + 4));
+}
+INLINE struct key_sums sums_of_2(const struct turned *from, size_t lane) {
+    return add_sums(from, sums_of_4(from, lane), sums_of_4(from, lane + 2));
+}
+
+INLINE void turned_scores(float *scores, const float *q, const float *k, size_t dim, size_t n_queries,
+                          size_t n_blocks) {
+    const struct turned from = {.q = q, .k = k, .dim = dim, .n_queries = n_queries, .n_blocks = n_blocks};
+    struct key_sums sums = add_sums(&from, sums_of_2(&from, 0), sums_of_2(&from, 1));
+#pragma GCC unroll 2
+    for (size_t query = 0; query < n_queries; query++) {
+#pragma GCC unroll 2
+        for (size_t block = 0; block < n_blocks; block++) {
+            v16_store(scores + query * VEC_TILE + block * 16, sums.at[query * n_blocks + block]);
+        }
+    }
+}
+
+static void body_turn_keys(float *k, uint32_t n_pos, uint32_t dim) {
+    for (size_t i = 0; i < (size_t)(n_pos + 15) / 16 * dim / 16; i++) {
+        v16_turn(k + i * 256);
+    }
+}
+
+/* ---- one tile */
+
 /* Scores of `n_queries` queries; those of position n_pos and beyond are left undefined. */
 INLINE void attend_scores(const struct vec_attend *args, uint32_t query, uint32_t n_queries,
                           struct ahead_cursor *cursor, uint32_t lines) {
@@ -300,6 +385,22 @@ INLINE void attend_scores(const struct vec_attend *args, uint32_t query, uint32_
     for (uint32_t i = 0; i < args->n_pos[query + n_queries - 1]; i += 16) {
         fetch_ahead(args->ahead, cursor, lines);
         v16_scores(scores + i, q, args->k + (size_t)i * args->dim, args->dim, n_queries);
+    }
+}
+
+INLINE void attend_turned(const struct vec_attend *args, uint32_t query, uint32_t n_queries,
+                          struct ahead_cursor *cursor, uint32_t lines) {
+    const float *q = args->q + (size_t)query * args->dim;
+    float *scores = args->scores + (size_t)query * VEC_TILE;
+    uint32_t n_pos = args->n_pos[query + n_queries - 1];
+    uint32_t i = 0;
+    for (; i + 16 * (KEY_BLOCKS - 1) < n_pos; i += 16 * KEY_BLOCKS) {
+        fetch_ahead(args->ahead, cursor, lines * KEY_BLOCKS);
+        turned_scores(scores + i, q, args->k + (size_t)i * args->dim, args->dim, n_queries, KEY_BLOCKS);
+    }
+    for (; i < n_pos; i += 16) {
+        fetch_ahead(args->ahead, cursor, lines);
+        turned_scores(scores + i, q, args->k + (size_t)i * args->dim, args->dim, n_queries, 1);
     }
 }
 
@@ -383,11 +484,19 @@ INLINE void attend_values(const struct vec_attend *args, uint32_t query, uint32_
     }
 }
 
-static void body_attend(const struct vec_attend *args) {
+/* All queries' scores. */
+INLINE void attend_keys(const struct vec_attend *args) {
     struct ahead_cursor cursor = {0};
+    uint32_t most = args->k_turned ? 2 : 4; /* queries at a time */
     size_t lines_ahead = args->ahead->count * ((args->ahead->bytes + 63) / 64);
-    uint32_t lines = (uint32_t)(lines_ahead / ((size_t)(args->n_queries + 3) / 4 * (VEC_TILE / 16)) + 1);
+    uint32_t lines = (uint32_t)(lines_ahead / ((size_t)(args->n_queries + most - 1) / most * (VEC_TILE / 16)) + 1);
     uint32_t query = 0;
+    for (; args->k_turned && query + 2 <= args->n_queries; query += 2) {
+        attend_turned(args, query, 2, &cursor, lines);
+    }
+    if (args->k_turned && query < args->n_queries) {
+        attend_turned(args, query++, 1, &cursor, lines);
+    }
     for (; query + 4 <= args->n_queries; query += 4) {
         attend_scores(args, query, 4, &cursor, lines);
     }
@@ -398,6 +507,11 @@ static void body_attend(const struct vec_attend *args) {
     if (query < args->n_queries) {
         attend_scores(args, query, 1, &cursor, lines);
     }
+}
+
+static void body_attend(const struct vec_attend *args) {
+    uint32_t query = 0;
+    attend_keys(args);
     for (query = 0; query < args->n_queries; query++) {
         attend_softmax(args, query);
     }
@@ -548,9 +662,9 @@ static size_t body_top(const float *x, size_t n, size_t count, float *value, uin
     {                                                                                                                  \
         .load = body_load, .store = body_store, .add_squares = body_add_squares, .scale_weight = body_scale_weight,    \
         .swiglu = body_swiglu, .rotate = body_rotate, .scale = body_scale, .blend = body_blend, .exp = body_exp,       \
-        .load_values = body_load_values, .load_keys = body_load_keys, .attend = body_attend, .row_max = body_row_max,  \
-        .first_reaching = body_first_reaching, .weight_sum = body_weight_sum, .weight_find = body_weight_find,         \
-        .histogram = body_histogram, .top = body_top,                                                                  \
+        .load_values = body_load_values, .load_keys = body_load_keys, .turn_keys = body_turn_keys,                     \
+        .attend = body_attend, .row_max = body_row_max, .first_reaching = body_first_reaching,                         \
+        .weight_sum = body_weight_sum, .weight_find = body_weight_find, .histogram = body_histogram, .top = body_top,  \
     }
 
 #endif

@@ -98,6 +98,19 @@ static inline void v16_scores(float *scores, const float *q, const float *k, uin
         }
     }
 }
+static inline v16 v16_hold(v16 x) {
+    return x;
+}
+
+static inline void v16_turn(float *block) {
+    for (size_t row = 0; row < 16; row++) {
+        for (size_t column = row + 1; column < 16; column++) {
+            float upper = block[row * 16 + column];
+            block[row * 16 + column] = block[column * 16 + row];
+            block[column * 16 + row] = upper;
+        }
+    }
+}
 
 /* A sum of weights. */
 typedef uint64_t w16;
@@ -127,6 +140,7 @@ static inline void v16_store_keys(uint32_t *key, v16 x) {
 }
 
 #define VALUES_WIDTH 1
+#define KEY_BLOCKS 1
 #include "kernels/cpu/vec_body.h"
 
 const struct vec_ops vec_ops_c = VEC_OPS_BODY;

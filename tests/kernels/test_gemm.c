@@ -3,6 +3,7 @@
 #include <math.h>
 
 #include "kernels/cpu/cpu_device.h"
+#include "kernels/cpu/vec.h"
 #include "runtime/base/alloc.h"
 #include "tests/harness/test.h"
 #include "tests/kernels/support_rig.h"
@@ -179,9 +180,9 @@ static void try_on_threads(uint32_t threads) {
     struct rig rig;
     rig_open(&rig, "cpu", threads);
     static const uint32_t shapes[][3] = {
-        {1, 1, 1},    {1, 64, 32}, {2, 7, 15},   {3, 9, 16},    {4, 33, 17},  {5, 100, 31},
-        {6, 50, 33},  {7, 8, 48},  {8, 25, 64},  {9, 31, 100},  {10, 6, 576}, {11, 13, 47},
-        {12, 24, 80}, {13, 5, 96}, {16, 96, 64}, {17, 19, 129}, {33, 20, 65}, {40, 37, 79},
+        {1, 1, 1},    {1, 64, 32},   {2, 7, 15},   {3, 9, 16},   {4, 33, 17},  {5, 100, 31}, {6, 50, 33},
+        {7, 8, 48},   {8, 25, 64},   {9, 31, 100}, {10, 6, 576}, {11, 13, 47}, {12, 24, 80}, {13, 5, 96},
+        {16, 96, 64}, {17, 19, 129}, {33, 20, 65}, {40, 37, 79}, {98, 70, 47},
     };
     static const enum dtype dtypes[] = {DTYPE_BF16, DTYPE_F16, DTYPE_F32};
     uint64_t seed = 1;
@@ -230,8 +231,55 @@ TEST_TIMEOUT(large_products_give_the_defined_bits, 120) {
     product_try(&rig, (struct product){.m = 130, .n = 29, .k = 1545, .w_dtype = DTYPE_F32}, 6);  /* several columns' */
     product_try(&rig, (struct product){.m = 110, .n = 4, .k = 20000, .w_dtype = DTYPE_BF16}, 7); /* packed in parts */
     product_try(&rig, (struct product){.m = 400, .n = 100, .k = 300, .w_dtype = DTYPE_BF16}, 8); /* several chunks */
+    product_try(&rig, (struct product){.m = 200, .n = 5, .k = 16400, .w_dtype = DTYPE_BF16}, 9); /* of long rows */
     product_try(&rig, (struct product){.m = 2, .n = 3000, .k = 576, .w_dtype = DTYPE_BF16}, 3);
     product_try(&rig, (struct product){.m = 9, .n = 1001, .k = 256, .w_dtype = DTYPE_F32}, 4);
+    rig_close(&rig);
+}
+
+static float *swiglu_run(struct rig *rig, const struct product *product, uint32_t count) {
+    size_t half = product->n / 2;
+    void *out = rig_alloc(rig, count * half * sizeof(float));
+    struct op_gemm_swiglu args = {
+        .gemm = {.weight = {.format = product->w_dtype, .n = product->n, .k = product->k, .data = product->w_device},
+                 .x = product->x_device,
+                 .x_dtype = DTYPE_F32,
+                 .x_stride = product->k + GAP,
+                 .out = rig_alloc(rig, count * product->n * sizeof(float)),
+                 .out_dtype = DTYPE_F32,
+                 .out_stride = product->n,
+                 .m = count},
+        .out = out,
+    };
+    EXPECT_OK(rig->ops->gemm_swiglu(rig->stream, &args));
+    return rig_download(rig, out, count * half * sizeof(float));
+}
+
+/* Whether it is done with the product or after it: the bits of swiglu of the defined product. */
+TEST_TIMEOUT(swiglu_of_any_number_of_rows_has_the_same_bits, 120) {
+    struct rig rig;
+    rig_open(&rig, "cpu", 2);
+    static const uint32_t counts[] = {1, 7, 40, 100, 130};
+    for (uint32_t half = 15; half <= 100; half += 17) {
+        struct product product = {.m = 130, .n = 2 * half, .k = 50, .w_dtype = half % 2 ? DTYPE_BF16 : DTYPE_F16};
+        product_make(&rig, &product, half);
+        float *gate_up = product_run(&rig, &product, 0, product.m);
+        for (int isa = CPU_ISA_C; isa <= CPU_ISA_AVX512; isa++) {
+            cpu_isa_override((enum cpu_isa)isa);
+            for (size_t i = 0; i < sizeof counts / sizeof counts[0]; i++) {
+                float *out = swiglu_run(&rig, &product, counts[i]);
+                for (uint32_t row = 0; row < counts[i]; row++) {
+                    float expected[100];
+                    vec_ops_c.swiglu(expected, gate_up + row * product.n, gate_up + row * product.n + half, half);
+                    EXPECT(memcmp(expected, out + row * half, half * sizeof(float)) == 0);
+                }
+                free(out);
+            }
+        }
+        free(gate_up);
+        product_free(&product);
+        rig_reset(&rig);
+    }
     rig_close(&rig);
 }
 
