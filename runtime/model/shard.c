@@ -6,6 +6,8 @@
 
 #include "runtime/base/check.h"
 
+#define BALANCE_CONTEXT 512 /* positions: of a prompt of twice as many tokens, or a short answer */
+
 /* Columns and vocabulary rows go in multiples of this where the whole is one: cards like aligned rows. */
 #define GRANULE 16
 
@@ -118,11 +120,13 @@ enum status shard_model_make(const struct model_config *config, uint32_t rank, u
     return STATUS_OK;
 }
 
-/* Rows of qkv and columns of o; a column of the feed-forward has three of the kind. */
+/* Rows of qkv and columns of o, and as many more as it takes a token to multiply with the keys and values of
+ * BALANCE_CONTEXT positions; a column of the feed-forward has three of the kind. */
 static uint64_t attention_size(const struct model_config *config, uint32_t rank, uint32_t world) {
     struct shard_model shard = {.rank = rank, .world = world};
     deal_heads(config, &shard);
-    return (uint64_t)(2 * shard.n_q + 2 * shard.n_kv) * config->head_dim;
+    uint64_t context = (uint64_t)2 * BALANCE_CONTEXT * shard.n_q * config->head_dim / config->hidden_size;
+    return (uint64_t)(2 * shard.n_q + 2 * shard.n_kv) * config->head_dim + context;
 }
 
 void shard_balance_ffn(const struct model_config *config, struct shard_model *shard) {

@@ -148,24 +148,28 @@ TEST(columns_go_in_granules_where_they_can) {
     EXPECT_EQ(shard.n_vocab, 50688);
 }
 
-/* Matrix elements of a layer, over the hidden size: what a rank has of qkv and o, and of gate, up and down. */
+/* Products of a layer for one token, over the hidden size: what a rank has of qkv and o, keys and values of 512
+ * positions, and gate, up and down. */
 static double layer_size(const struct model_config *config, const struct shard_model *shard) {
-    return (double)(2 * shard->n_q + 2 * shard->n_kv) * config->head_dim + 3.0 * shard->n_ffn;
+    return (double)(2 * shard->n_q + 2 * shard->n_kv) * config->head_dim +
+           2.0 * 512 * shard->n_q * config->head_dim / config->hidden_size + 3.0 * shard->n_ffn;
 }
 
 TEST(columns_make_up_for_heads) {
     struct model_config config = make_config(9, 3, 1536, 49152); /* SmolLM2-135M */
     struct shard_model shard;
     config.head_dim = 64;
+    config.hidden_size = 576;
     make_shard(&config, 0, 2, true, &shard);
-    EXPECT(shard.ffn_first == 0 && shard.n_ffn == 688); /* 682.7, in granules of 16 */
+    EXPECT(shard.ffn_first == 0 && shard.n_ffn == 624); /* 625.8, in granules of 16 */
     make_shard(&config, 1, 2, true, &shard);
-    EXPECT(shard.ffn_first == 688 && shard.n_ffn == 848);
+    EXPECT(shard.ffn_first == 624 && shard.n_ffn == 912);
     config = make_config(32, 8, 14336, 128256); /* Llama 8B */
     config.head_dim = 128;
+    config.hidden_size = 4096;
     for (uint32_t world = 1; world <= 8; world++) {
         struct shard_model even;
-        double sum = (64 + 16) * 128 + 3.0 * 14336;
+        double sum = (64 + 16) * 128 + 2.0 * 512 * 32 * 128 / config.hidden_size + 3.0 * 14336;
         for (uint32_t rank = 0; rank < world; rank++) {
             make_shard(&config, rank, world, false, &even);
             make_shard(&config, rank, world, true, &shard);
@@ -181,6 +185,7 @@ TEST(no_rank_is_left_without_columns) {
     struct model_config config = make_config(3, 3, 64, 512);
     struct shard_model shard;
     config.head_dim = 64;
+    config.hidden_size = 576;
     make_shard(&config, 0, 2, true, &shard);
     EXPECT_EQ(shard.n_ffn, 32);
 }
