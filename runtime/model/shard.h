@@ -66,8 +66,9 @@ struct shard_slice {
 enum status shard_model_make(const struct model_config *config, uint32_t rank, uint32_t world,
                              struct shard_model *shard);
 
-/* Deals the FFN columns anew, so that every rank has as much to multiply in a layer, with the matrices and with the keys
- * and values of 512 positions; where heads are even, columns stay even. Every rank of a group must do so, or none. */
+/* Deals the FFN columns anew, so that every rank has as much to multiply in a layer, with its matrices and with the
+ * keys and values of 512 positions; where heads are even, columns stay even. Every rank of a group must do so, or none.
+ */
 void shard_balance_ffn(const struct model_config *config, struct shard_model *shard);
 
 /* map[h] = which of the rank's KV heads its query head h reads, for h < n_q. */
