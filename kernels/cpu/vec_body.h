@@ -487,15 +487,18 @@ INLINE void attend_values(const struct vec_attend *args, uint32_t query, uint32_
 /* All queries' scores. */
 INLINE void attend_keys(const struct vec_attend *args) {
     struct ahead_cursor cursor = {0};
-    uint32_t most = args->k_turned ? 2 : 4; /* queries at a time */
-    size_t lines_ahead = args->ahead->count * ((args->ahead->bytes + 63) / 64);
-    uint32_t lines = (uint32_t)(lines_ahead / ((size_t)(args->n_queries + most - 1) / most * (VEC_TILE / 16)) + 1);
+    const uint32_t most = args->k_turned ? 2 : 4; /* queries at a time */
+    const size_t times = (size_t)(args->n_queries + most - 1) / most * (VEC_TILE / 16);
+    const uint32_t lines = (uint32_t)(args->ahead->count * ((args->ahead->bytes + 63) / 64) / times + 1);
     uint32_t query = 0;
-    for (; args->k_turned && query + 2 <= args->n_queries; query += 2) {
-        attend_turned(args, query, 2, &cursor, lines);
-    }
-    if (args->k_turned && query < args->n_queries) {
-        attend_turned(args, query++, 1, &cursor, lines);
+    if (args->k_turned) {
+        for (; query + 2 <= args->n_queries; query += 2) {
+            attend_turned(args, query, 2, &cursor, lines);
+        }
+        if (query < args->n_queries) {
+            attend_turned(args, query, 1, &cursor, lines);
+        }
+        return;
     }
     for (; query + 4 <= args->n_queries; query += 4) {
         attend_scores(args, query, 4, &cursor, lines);
