@@ -5,9 +5,10 @@
 BENCHMARKS is the folder of bench_decode and bench_prefill, DIR the Hugging Face directory; LLAMA_BIN_FOLDER holds
 llama-bench and llama-batched-bench, each GGUF is the same model in one number format. Every contender has one thread
 for each core: tandem with TP 2 half of them in each rank. Item by item each has its turn, so that whatever else the
-machine does disturbs them alike. Prints the median of the rounds, with the least and the most, and for batch 1 the
-share of the read bandwidth: the bytes that a step must read, times steps a second, over the best bandwidth that was
-seen in the run. Each figure goes to standard error as it comes. Standard library only."""
+machine does disturbs them alike. Prints the median of the rounds, with the least and the most, and for batch 1 the share of
+the read bandwidth: the bytes that a step must read, times steps a second, over the bandwidth that the same program had
+measured right before, the median of the rounds again, and over the best of all rounds. Each figure goes to standard
+error as it comes. Standard library only."""
 import argparse
 import json
 import os
@@ -33,6 +34,7 @@ class Tandem:
         self.folder = folder
         self.flags = ["--model", model, "--backend", "cpu", "--tp", tp, "--no-ops", "--json"]
         self.tp = tp
+        self.shares = []  # of the bandwidth, at batch 1
 
     def rows(self, program, *flags):
         """What the program prints, a row by its name."""
@@ -43,9 +45,11 @@ class Tandem:
 
     def decode(self, batch):
         rows = self.rows("bench_decode", "--batch", batch, "--context", CONTEXT, "--steps", STEPS)
+        rate = rows["step"]["tokens_per_s"]
         if batch == 1:  # the floor is of one rank, and of its share of the bandwidth
+            self.shares.append(rows["step"]["floor_ms"] * 1e-3 * rate)
             self.step_gb = rows["step"]["floor_ms"] * 1e-3 * rows["ceiling"]["read_gb_per_s"]
-        return rows["step"]["tokens_per_s"]
+        return rate
 
     def prefill(self):
         rows = self.rows("bench_prefill", "--prompt", PROMPT, "--chunk", PROMPT, "--steps", 3)
@@ -103,7 +107,8 @@ def main():
         share = "-"
         if isinstance(one, Tandem):
             rate = statistics.median(seen[one, "decode, batch 1"])
-            share = f"{100 * one.step_gb * rate / Tandem.best_bandwidth:.0f} %"
+            of_best = 100 * one.step_gb * rate / Tandem.best_bandwidth
+            share = f"{100 * statistics.median(one.shares):.0f} % ({of_best:.0f} % of best)"
         print(f"{one.name:32}" + "".join(f"{cell(seen[one, item]):>24}" for item in items) + f"{share:>24}")
 
 
