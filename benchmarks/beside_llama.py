@@ -5,10 +5,10 @@
 BENCHMARKS is the folder of bench_decode and bench_prefill, DIR the Hugging Face directory; LLAMA_BIN_FOLDER holds
 llama-bench and llama-batched-bench, each GGUF is the same model in one number format. Every contender has one thread
 for each core: tandem with TP 2 half of them in each rank. Item by item each has its turn, so that whatever else the
-machine does disturbs them alike. Prints the median of the rounds, with the least and the most, and for batch 1 the share of
-the read bandwidth: the bytes that a step must read, times steps a second, over the bandwidth that the same program had
-measured right before, the median of the rounds again, and over the best of all rounds. Each figure goes to standard
-error as it comes. Standard library only."""
+machine does disturbs them alike. Prints the median of the rounds, with the least and the most, and for batch 1 the
+share of the read bandwidth: the bytes that a step must read, times steps a second, over the bandwidth that the same
+program had measured right before, the median of the rounds again, and over the best of all rounds. Each figure goes to
+standard error as it comes. Standard library only."""
 import argparse
 import json
 import os

@@ -16,8 +16,7 @@
 #include "runtime/base/check.h"
 
 #define MAX_HEAD_DIM 256
-#define MAX_QUERIES 64      /* that go over a tile together */
-#define TURN_MIN_QUERIES 12 /* fewer do not pay for turning a tile's keys */
+#define MAX_QUERIES 64 /* that go over a tile together */
 #define SPLIT_POSITIONS 512
 #define SPLIT_MAX_TOKENS 8 /* steps with more tokens are not split */
 #define PART_EXTRA 32      /* floats of a split's result besides its output: 16 lanes, the maximum, padding */
@@ -136,7 +135,7 @@ static void attend_split(const struct attention_run *run, struct batch *batch, u
         }
         struct vec_attend tile = {
             .k = k,
-            .k_turned = batch->n_queries >= TURN_MIN_QUERIES,
+            .k_turned = batch->n_queries >= run->vec->turn_queries,
             .v = v,
             .q = batch->q,
             .max = batch->part_max,

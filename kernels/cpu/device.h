@@ -21,7 +21,7 @@ struct kernel_device {
 };
 
 /* Memory that math records may use while they run: one piece for all threads, and one for each. Page-aligned, and
- * untouched pages cost nothing. */
+ * untouched pages cost nothing: as large as a panel of the longest rows is (gemm_turned_avx512.c). */
 #define CPU_SCRATCH_BYTES ((size_t)34 << 20)
 void *cpu_shared_scratch(const struct kernel_device *device);
 void *cpu_thread_scratch(const struct kernel_device *device, uint32_t thread);

@@ -30,6 +30,10 @@ static void store_element(void *data, enum dtype dtype, size_t i, float value) {
 void gemm_store(const struct op_gemm *op, uint32_t m, uint32_t m_count, uint32_t n, uint32_t n_count,
                 const float *sums) {
     for (uint32_t row = 0; row < m_count; row++) {
+        if (op->out_dtype == DTYPE_F32 && op->bias == NULL) {
+            memcpy((float *)op->out + (m + row) * op->out_stride + n, sums + row * n_count, n_count * sizeof *sums);
+            continue;
+        }
         for (uint32_t column = 0; column < n_count; column++) {
             float value = sums[row * n_count + column];
             if (op->bias != NULL) {

@@ -5,6 +5,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "kernels/cpu/gemm_avx512.h"
 #include "kernels/cpu/gemm_unroll.h"
 #include "runtime/base/dtype.h"
 
@@ -37,11 +38,6 @@ static inline VF vf_fma(VF a, VF b, VF c) {
     return _mm512_fmadd_ps(a, b, c);
 }
 
-static inline VF widen_halves(enum dtype format, __m256i halves) {
-    return format == DTYPE_BF16 ? _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16))
-                                : _mm512_cvtph_ps(halves);
-}
-
 static inline VF vf_widen(enum dtype format, const char *row, size_t at) {
     if (format == DTYPE_F32) {
         return _mm512_loadu_ps((const float *)row + at);
@@ -50,12 +46,7 @@ static inline VF vf_widen(enum dtype format, const char *row, size_t at) {
 }
 
 static inline VF vf_widen_tail(enum dtype format, const char *row, size_t at, size_t k) {
-    size_t count = at >= k ? 0 : k - at < LANES ? k - at : LANES;
-    __mmask16 mask = (__mmask16)((1u << count) - 1u);
-    if (format == DTYPE_F32) {
-        return _mm512_maskz_loadu_ps(mask, (const float *)row + at);
-    }
-    return widen_halves(format, _mm256_maskz_loadu_epi16(mask, (const uint16_t *)row + at));
+    return widen_tail(format, row, at, k);
 }
 
 /* Up to 16 outputs. Each level halves the lanes of an output and puts two vectors into one; an odd one out goes with

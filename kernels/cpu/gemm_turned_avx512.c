@@ -6,10 +6,10 @@
  *
  * Turning weights takes as long as multiplying them with seven rows; there must be many more. */
 #include <immintrin.h>
-#include <string.h>
 
 #include "kernels/cpu/device.h"
 #include "kernels/cpu/gemm.h"
+#include "kernels/cpu/gemm_avx512.h"
 #include "kernels/cpu/gemm_unroll.h"
 #include "kernels/cpu/lanes_avx2.h"
 #include "kernels/cpu/lanes_avx512.h"
@@ -70,17 +70,6 @@ struct panel_source {
     size_t lane_floats;
 };
 
-ALWAYS_INLINE __m512 widen(const enum dtype format, const char *row, size_t k, size_t n_k) {
-    const size_t count = n_k - k < LANES ? n_k - k : LANES;
-    const __mmask16 mask = (__mmask16)((1u << count) - 1u);
-    if (format == DTYPE_F32) {
-        return _mm512_maskz_loadu_ps(mask, (const float *)(const void *)row + k);
-    }
-    __m256i halves = _mm256_maskz_loadu_epi16(mask, (const uint16_t *)(const void *)row + k);
-    return format == DTYPE_BF16 ? _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16))
-                                : _mm512_cvtph_ps(halves);
-}
-
 /* One step of sixteen rows, some of whose weights may be missing. */
 ALWAYS_INLINE void turn_step(const enum dtype format, const struct panel_source *source, size_t k, float *out) {
     const size_t row_bytes = source->weight->k * dtype_bytes(format);
@@ -88,7 +77,7 @@ ALWAYS_INLINE void turn_step(const enum dtype format, const struct panel_source 
     __m512 block[LANES];
     UNROLL
     for (uint32_t i = 0; i < LANES; i++) {
-        block[i] = source->n + i < source->n_end ? widen(format, rows + i * row_bytes, k, source->weight->k)
+        block[i] = source->n + i < source->n_end ? widen_tail(format, rows + i * row_bytes, k, source->weight->k)
                                                  : _mm512_setzero_ps();
     }
     turn_16(block);
@@ -212,16 +201,13 @@ static void store_swiglu(const struct panel_run *run, uint32_t m, const float *g
 }
 
 static void store_tile(const struct panel_run *run, uint32_t tile, const float *sums) {
-    const struct op_gemm *op = run->job->op;
     uint32_t end = gemm_tile_row(run->job->m, run->n_tiles, tile + 1);
     for (uint32_t row = gemm_tile_row(run->job->m, run->n_tiles, tile); row < end; row++) {
         uint32_t m = run->job->m_first + row;
         if (run->job->swiglu != NULL) {
             store_swiglu(run, m, sums);
-        } else if (op->out_dtype == DTYPE_F32 && op->bias == NULL) {
-            memcpy((float *)op->out + m * op->out_stride + run->n, sums, run->columns * sizeof *sums);
         } else {
-            gemm_store(op, m, 1, run->n, run->columns, sums);
+            gemm_store(run->job->op, m, 1, run->n, run->columns, sums);
         }
         sums += run->vectors * LANES;
     }
@@ -231,7 +217,7 @@ static void store_tile(const struct panel_run *run, uint32_t tile, const float *
 static void take_bundle(struct panel_run *run, uint32_t first, uint32_t end) {
     const struct gemm_job *job = run->job;
     const size_t tile_floats = (size_t)job->k_padded * TILE_PITCH;
-    const size_t apart_bytes = run->apart * job->op->weight.k * dtype_bytes(job->op->weight.format);
+    const size_t apart_bytes = (size_t)run->apart * job->op->weight.k * dtype_bytes(job->op->weight.format);
     tile_function *functions[BUNDLE_TILES];
     for (uint32_t tile = first; tile < end; tile++) {
         uint32_t rows = gemm_tile_row(job->m, run->n_tiles, tile + 1) - gemm_tile_row(job->m, run->n_tiles, tile);
@@ -298,7 +284,7 @@ static void take_panels(const struct gemm_job *job, uint32_t n_first, uint32_t n
 }
 
 const struct gemm_panel gemm_turned_avx512 = {
-    .least_rows = 96,
+    .least_rows = 128,
     .tile_rows = TILE_ROWS,
     .tile_pitch = TILE_PITCH,
     .columns = HALF_COLUMNS,

@@ -89,6 +89,7 @@ struct vec_ops {
     /* The same in the order of vec_attend.k, from position `first` of the tile on. */
     void (*load_keys)(float *out, uint32_t first, const void *in, enum dtype dtype, uint32_t n_pos, uint32_t n,
                       uint32_t dim);
+    uint32_t turn_queries; /* from so many on it pays to turn a tile's keys */
     /* Turns each 16 x 16 block of what load_keys left of n_pos positions, up to the next multiple of 16 of them. */
     void (*turn_keys)(float *k, uint32_t n_pos, uint32_t dim);
     /* k must hold numbers up to the next multiple of 16 positions. */

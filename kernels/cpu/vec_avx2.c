@@ -256,6 +256,7 @@ static inline void v16_store_keys(uint32_t *key, v16 x) {
 
 #define VALUES_WIDTH 1
 #define KEY_BLOCKS 1
+#define TURN_QUERIES 6
 #include "kernels/cpu/vec_body.h"
 
 const struct vec_ops vec_ops_avx2 = VEC_OPS_BODY;

@@ -198,6 +198,7 @@ static inline void v16_store_keys(uint32_t *key, v16 x) {
 
 #define VALUES_WIDTH 4
 #define KEY_BLOCKS 2
+#define TURN_QUERIES 32
 #include "kernels/cpu/vec_body.h"
 
 const struct vec_ops vec_ops_avx512 = VEC_OPS_BODY;

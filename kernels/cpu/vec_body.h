@@ -1,6 +1,7 @@
 /* The primitives of vec.h over the type v16, which the including file defines for its instruction set. Included once
  * by each of vec_c.c, vec_avx2.c and vec_avx512.c; nothing here may depend on the instruction set except how many
- * independent results are kept in registers at once (VALUES_WIDTH, KEY_BLOCKS). */
+ * independent results are kept in registers at once (VALUES_WIDTH, KEY_BLOCKS) and when turning keys pays
+ * (TURN_QUERIES). */
 #ifndef TANDEM_KERNELS_CPU_VEC_BODY_H
 #define TANDEM_KERNELS_CPU_VEC_BODY_H
 
@@ -666,8 +667,9 @@ static size_t body_top(const float *x, size_t n, size_t count, float *value, uin
         .load = body_load, .store = body_store, .add_squares = body_add_squares, .scale_weight = body_scale_weight,    \
         .swiglu = body_swiglu, .rotate = body_rotate, .scale = body_scale, .blend = body_blend, .exp = body_exp,       \
         .load_values = body_load_values, .load_keys = body_load_keys, .turn_keys = body_turn_keys,                     \
-        .attend = body_attend, .row_max = body_row_max, .first_reaching = body_first_reaching,                         \
-        .weight_sum = body_weight_sum, .weight_find = body_weight_find, .histogram = body_histogram, .top = body_top,  \
+        .turn_queries = TURN_QUERIES, .attend = body_attend, .row_max = body_row_max,                                  \
+        .first_reaching = body_first_reaching, .weight_sum = body_weight_sum, .weight_find = body_weight_find,         \
+        .histogram = body_histogram, .top = body_top,                                                                  \
     }
 
 #endif
