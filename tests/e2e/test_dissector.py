@@ -4,9 +4,9 @@ every checksum right. Needs tshark and the right to capture on the loopback."""
 import json
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
-import time
 
 import tsp_codec as tsp
 from support import ROOT, Server, Skip, expect, expect_equal, main, test, wait_for
@@ -33,14 +33,23 @@ def dissect(capture, port):
     return frames
 
 
-def start_capture(path, port):
-    capture = subprocess.Popen(["tshark", "-q", "-i", "lo", "-f", f"tcp port {port}", "-w", path],
+def captured(path, packets):
+    """Whether such packets are in the file, which may still be written to."""
+    return subprocess.run(["tshark", "-r", path, "-Y", packets], capture_output=True, timeout=60).stdout != b""
+
+
+def start_capture(path, address):
+    capture = subprocess.Popen(["tshark", "-q", "-i", "lo", "-f", f"tcp port {address[1]}", "-w", path],
                                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    for line in capture.stderr:
-        if "Capturing on" in line:
-            time.sleep(0.5)  # it says so a little before it does
-            return capture
-    raise Skip("tshark may not capture here")
+    if not any("Capturing on" in line for line in capture.stderr):
+        raise Skip("tshark may not capture here")
+
+    def knocked():  # it says so before it does
+        socket.create_connection(address, timeout=30).close()
+        return captured(path, "tcp.flags.syn == 1")
+
+    wait_for(knocked, "the capture's start")
+    return capture
 
 
 @test(seconds=120)
@@ -51,8 +60,9 @@ def a_capture_of_a_real_run_is_decoded():
     seen = []
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "run.pcapng")
-        capture = start_capture(path, server.tcp_port)
+        capture = start_capture(path, (server.host, server.tcp_port))
         connection = Connection((server.host, server.tcp_port))
+        client_port = connection.socket.getsockname()[1]
         request = Request([tsp.nested(7, [tsp.text(1, "user"), tsp.text(3, "What is 12 + 30?")]), tsp.f32(15, 0),
                            tsp.u32(37, 1), tsp.text(31, "END")], credit=20)
         stream = request.submit(connection)
@@ -66,8 +76,8 @@ def a_capture_of_a_real_run_is_decoded():
         seen.append(connection.receive())
         connection.send(tsp.ACK, 0, [(1, request.id)])
         connection.close()
-        wait_for(lambda: os.path.exists(path) and os.path.getsize(path) > 2000, "the capture")
-        time.sleep(1)
+        closed = f"tcp.srcport == {client_port} && (tcp.flags.fin == 1 || tcp.flags.reset == 1)"
+        wait_for(lambda: captured(path, closed), "the connection's last packet")
         capture.terminate()
         capture.wait(20)
         frames = dissect(path, server.tcp_port)

@@ -1,6 +1,7 @@
 """Processes that die or stand still while streams run: every stream goes on, token for token, or says that it failed."""
 
 import json
+import os
 import signal
 import threading
 
@@ -199,8 +200,10 @@ def workers_die_while_it_drains_and_the_answers_end_all_the_same():
 
     def drain_and_kill():
         server.note_children()
+        worker = server.workers()[0, 1]
+        os.kill(worker, signal.SIGSTOP)  # the answers cannot end before it is killed
         server.send_signal(signal.SIGTERM)
-        kill(server.workers()[0, 1])
+        kill(worker)
 
     same(run_disturbed(server, requests, drain_and_kill, 100), undisturbed, "killed in the drain")
     expect_equal(server.wait(), 0, "exit code")
