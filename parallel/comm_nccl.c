@@ -78,12 +78,15 @@ static void open_library(void) {
     }
 }
 
-static enum status use_library(void) {
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
+void comm_nccl_set_environment(void) {
     /* Multicast over NVLink stays off: where it goes wrong it takes the host's cards out of service for everybody. The
      * ranks are of one host: nobody else needs to reach the port through which they connect. */
     setenv("NCCL_NVLS_ENABLE", "0", 1);
     setenv("NCCL_SOCKET_IFNAME", "lo", 0);
+}
+
+static enum status use_library(void) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, open_library);
     if (nccl.status != STATUS_OK) {
         FAIL(nccl.status, "%s", nccl.text);

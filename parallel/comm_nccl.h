@@ -6,4 +6,8 @@
 /* Of the group's shared memory, in which the ranks meet. */
 #define COMM_NCCL_MEETING_BYTES 4096
 
+/* What NCCL is to find in the environment. Not beside threads that read it, as cuBLAS does when it is opened: so while
+ * the plug-in is attached. */
+void comm_nccl_set_environment(void);
+
 #endif

@@ -400,6 +400,9 @@ static enum status p2p_open(const struct comm_config *config, struct comm **out)
         status = open_own(comm, config);
     }
     if (status != STATUS_OK) {
+        if (comm->nccl != NULL) {
+            comm_nccl_ops.abort(comm->nccl); /* destroying would wait for the others, who wait for this rank */
+        }
         p2p_close(comm);
         return status;
     }

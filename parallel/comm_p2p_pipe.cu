@@ -121,32 +121,36 @@ static __device__ __forceinline__ void finish_row(const struct op_rmsnorm &args,
 
 /* What the threads of a block share. */
 struct pipe_block {
-    uint32_t pushed; /* by warps, rows in this launch */
+    uint32_t pushed[2]; /* by warps, of this launch's rows in turns */
     uint32_t stops;
     float sums[2][PIPE_WARPS]; /* of rows in turns */
 };
 
-/* Says that this warp has pushed its part of a row. */
-static __device__ __forceinline__ void note_pushed(struct pipe_block &block) {
+/* Says that this warp has pushed its part of row number k. */
+static __device__ __forceinline__ void note_pushed(struct pipe_block &block, uint32_t k) {
     __syncwarp();
     if (lane_of_thread() == 0) {
-        asm volatile("red.release.cta.shared.add.u32 [%0], 1;" ::"r"((uint32_t)__cvta_generic_to_shared(&block.pushed))
-                     : "memory");
+        asm volatile(
+            "red.release.cta.shared.add.u32 [%0], 1;" ::"r"((uint32_t)__cvta_generic_to_shared(&block.pushed[k % 2]))
+            : "memory");
     }
 }
 
-/* The warp that tells the peer of each row that all movers have pushed. They need not wait for the fence. */
+/* The warp that tells the peer of each row that all movers have pushed. They need not wait for the fence. Nothing holds
+ * a warp between its first two pushes, and its second must not count for another's first: hence two counts. Before a
+ * warp pushes row k + 2 all have met behind their pushes of row k. */
 static __device__ __forceinline__ void tell_peer(const p2p_group &group, struct pipe_block &block, uint32_t count,
                                                  uint32_t n_rows) {
-    uint32_t pushed = 0;
-    for (uint32_t i = 1; i <= n_rows && lane_of_thread() == 0; i++, count++) {
-        while (pushed < i * PIPE_WARPS && *(volatile uint32_t *)&block.stops == 0) {
+    for (uint32_t k = 0; k < n_rows && lane_of_thread() == 0; k++, count++) {
+        uint32_t wanted = (k / 2 + 1) * PIPE_WARPS;
+        uint32_t pushed = 0;
+        while (pushed < wanted && *(volatile uint32_t *)&block.stops == 0) {
             asm volatile("ld.acquire.cta.shared.u32 %0, [%1];"
                          : "=r"(pushed)
-                         : "r"((uint32_t)__cvta_generic_to_shared(&block.pushed))
+                         : "r"((uint32_t)__cvta_generic_to_shared(&block.pushed[k % 2]))
                          : "memory");
         }
-        if (pushed < i * PIPE_WARPS) {
+        if (pushed < wanted) {
             return;
         }
         raise_flag(flag_of(group, !group.rank, count), count);
@@ -159,7 +163,7 @@ static __device__ __forceinline__ void move_rows(const p2p_group &group, const s
     const eight<T> *delta = (const eight<T> *)args.delta;
     uint32_t row_units = args.hidden / 8;
     push_row(group, delta + (size_t)blockIdx.x * row_units, row_units, count);
-    note_pushed(block);
+    note_pushed(block, 0);
     for (uint32_t k = 0; k < n_rows; k++, count++) {
         size_t row = blockIdx.x + (size_t)k * gridDim.x;
         eight<T> own[UNITS];
@@ -174,7 +178,7 @@ static __device__ __forceinline__ void move_rows(const p2p_group &group, const s
         }
         if (k + 1 < n_rows) {
             push_row(group, delta + (row + gridDim.x) * row_units, row_units, count + 1);
-            note_pushed(block);
+            note_pushed(block, k + 1);
         }
         if (threadIdx.x == 0 && !await_flag(group, flag_of(group, group.rank, count), count)) {
             block.stops = 1;
@@ -197,7 +201,8 @@ static __global__ void __launch_bounds__(PIPE_THREADS + WARP, blocks_per_process
     wait_for_predecessors();
     uint32_t count = *(volatile uint32_t *)count_of(group);
     if (threadIdx.x == 0) {
-        block.pushed = 0;
+        block.pushed[0] = 0;
+        block.pushed[1] = 0;
         block.stops = 0;
     }
     __syncthreads();

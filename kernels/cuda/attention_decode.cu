@@ -116,6 +116,7 @@ __device__ __forceinline__ void merge_item(const struct attention_task &task, co
         }
         store_part<T>((T *)task.out + out_index(task, token, head) + d, part);
     }
+    __syncthreads(); /* the next segment lists its heads in the same place */
 }
 
 /* The row of a unit: the first whose units end behind it. */
