@@ -24,7 +24,8 @@ struct port_link {
     uint64_t done[MAX_WORLD]; /* newest step each rank has finished */
     uint64_t submitted;
     bool lost, lost_reported;
-    bool held; /* `event` waits until the other ranks have come near enough */
+    bool held;          /* `event` waits until the other ranks have come near enough */
+    uint32_t n_results; /* of the step that rank 0 is reporting, taken so far */
     struct port_event event;
     struct step_ring *ring;
     uint32_t max_rows;
@@ -67,15 +68,18 @@ static uint64_t link_submit(struct worker_port *port, size_t bytes) {
 
 static void take_results(struct port_link *link) {
     struct worker_msg *message = &link->message;
-    link->event = (struct port_event){.type = PORT_STEP_DONE,
-                                      .step_id = message->step_id,
-                                      .device_us = message->device_us,
-                                      .n_results = message->n_results,
-                                      .results = link->results};
-    for (uint32_t i = 0; i < link->event.n_results; i++) {
-        worker_msg_next_result(message, &link->results[i]);
+    for (uint32_t i = 0; i < message->n_results; i++) {
+        worker_msg_next_result(message, &link->results[link->n_results++]);
     }
-    link->held = true;
+    if (message->type == WORKER_MSG_STEP_DONE) {
+        link->event = (struct port_event){.type = PORT_STEP_DONE,
+                                          .step_id = message->step_id,
+                                          .device_us = message->device_us,
+                                          .n_results = link->n_results,
+                                          .results = link->results};
+        link->n_results = 0;
+        link->held = true;
+    }
 }
 
 static void take_message(struct port_link *link, uint32_t rank, size_t size) {
@@ -91,12 +95,16 @@ static void take_message(struct port_link *link, uint32_t rank, size_t size) {
         lose(link, rank, message->text);
         return;
     }
-    if (message->type != WORKER_MSG_STEP_DONE || message->step_id != link->done[rank] + 1 ||
-        message->step_id > link->submitted) {
+    bool reports = message->type == WORKER_MSG_STEP_DONE || (message->type == WORKER_MSG_RESULTS && rank == 0);
+    if (!reports || message->step_id != link->done[rank] + 1 || message->step_id > link->submitted) {
         lose(link, rank, "it reports a step out of order");
         return;
     }
-    link->done[rank] = message->step_id;
+    if (rank == 0 && message->n_results > link->max_rows - link->n_results) {
+        lose(link, rank, "it reports more results than a step has rows");
+        return;
+    }
+    link->done[rank] += message->type == WORKER_MSG_STEP_DONE;
     if (rank == 0) {
         take_results(link);
     }

@@ -5,6 +5,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "runtime/base/alloc.h"
 #include "runtime/base/buf.h"
 #include "runtime/base/channel.h"
 #include "runtime/base/rng.h"
@@ -43,6 +44,45 @@ TEST(a_null_worker_answers_every_step) {
     }
     EXPECT_EQ(atomic_load(&group.page->rank[0].taken), step);
     EXPECT_EQ(atomic_load(&group.page->rank[0].done), step);
+    group_stop(&group);
+}
+
+/* As many rows as a configuration may ask for, each with all the log-probabilities that a request may ask for: more
+ * than a socket takes in one piece. */
+TEST(the_results_of_the_largest_step_come_whole) {
+    enum { ROWS = 4096 };
+    struct worker_init init;
+    struct group group;
+    null_init(&init, 500);
+    init.limits.max_rows = init.limits.n_slots = init.limits.max_tokens = init.limits.max_ids = ROWS;
+    init.limits.n_blocks = ROWS + 1;
+    init.max_body_bytes = step_body_max_bytes(&init.limits);
+    group_start(&group, &init, 1);
+    group_ready(&group);
+    group_link(&group, true);
+    for (uint32_t slot = 0; slot < ROWS; slot++) {
+        struct step_init start = {.slot = slot,
+                                  .sampling = {.seed = slot,
+                                               .prompt_len = 1,
+                                               .top_p = 1.0f,
+                                               .repetition_penalty = 1.0f,
+                                               .n_logprobs = STEP_MAX_LOGPROBS}};
+        EXPECT(step_builder_add_init(group.builder, start, NULL));
+        EXPECT(step_builder_add_run(group.builder, slot, 0, prompt, 1));
+        EXPECT(step_builder_add_block(group.builder, (struct step_block){.slot = slot, .index = 0, .block = slot + 1}));
+        group_row(&group, slot, 0, 1, true);
+    }
+    struct step_result *results = xcalloc(ROWS, sizeof *results);
+    for (uint32_t step = 1; step <= 2; step++) {
+        EXPECT_EQ(group_take_done(&group, 0, group_commit(&group, 1), results), ROWS);
+        for (uint32_t slot = 0; slot < ROWS; slot++) {
+            EXPECT_EQ(results[slot].id, made_up(slot, step, 500));
+            EXPECT_EQ(results[slot].n_top, STEP_MAX_LOGPROBS);
+            EXPECT_EQ(results[slot].top_id[STEP_MAX_LOGPROBS - 1], (results[slot].id + STEP_MAX_LOGPROBS - 1) % 500);
+            group_row(&group, slot, step, 1, true);
+        }
+    }
+    free(results);
     group_stop(&group);
 }
 
