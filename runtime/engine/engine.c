@@ -223,6 +223,7 @@ static bool take_events(struct engine *engine, uint64_t now_ns) {
                 continue;
             }
             log_error("engine: %s", status_text());
+            engine->port->ops->give_up(engine->port, status_text());
         }
         engine_port_lost(engine, now_ns);
     }

@@ -4,6 +4,7 @@
  *   worker -> engine   STEP_DONE  step_id, device time, and from rank 0 the results of the sampled rows in their order
  *   worker -> engine   RESULTS    from rank 0, before STEP_DONE: results of that step that find no room in it
  *   worker -> engine   ERROR      a text; the worker exits after it
+ *   engine -> worker   ERROR      why the engine gives the group up; the worker exits
  *
  * Each starts with u32 type, u32 epoch, u64 step_id. A message of another epoch is dropped by its receiver. */
 #ifndef TANDEM_WIRE_WORKER_MSG_H

@@ -81,6 +81,13 @@ TEST(a_request_that_kills_fails_alone) {
 static struct worker_port_ops honest;
 static int lie;
 static struct step_result lies[8];
+static int n_given_up;
+
+static void count_given_up(struct worker_port *port, const char *reason) {
+    (void)port;
+    EXPECT(strstr(reason, "step ") != NULL);
+    n_given_up++;
+}
 
 static enum status lying_poll(struct worker_port *port, struct port_event *event) {
     enum status status = honest.poll(port, event);
@@ -104,12 +111,14 @@ TEST(a_group_that_reports_nonsense_is_dropped) {
         honest = *device_port(bench.device)->ops;
         struct worker_port_ops lying = honest;
         lying.poll = lying_poll;
+        lying.give_up = count_given_up;
         device_port(bench.device)->ops = &lying;
         struct journal_handle handle = bench_submit(&bench, 1, 6, 20);
         bench_turn(&bench);
         bench_turn(&bench);
         EXPECT(bench.device == NULL);
         EXPECT_EQ(bench_state(&bench, handle).n_output, 0);
+        EXPECT_EQ(n_given_up, lie + 1);
         bench_new_group(&bench);
         bench_run_to_rest(&bench);
         EXPECT_EQ(bench_state(&bench, handle).n_output, 20);

@@ -1,4 +1,5 @@
 #define _GNU_SOURCE
+#include <poll.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <sys/prctl.h>
@@ -311,6 +312,38 @@ TEST(a_broken_step_is_refused_by_name) {
     uint32_t ids[] = {1, 500};
     group_begin(&group, 0, ids, 2, 0);
     expect_refusal(&group, "ids hold 500");
+}
+
+/* An engine that closed its link with a reason wants no other link to this group: the worker ends, also when reports
+ * that the engine left unread reset the link. */
+TEST(a_worker_ends_when_its_engine_gives_it_up) {
+    for (int unread = 0; unread < 2; unread++) {
+        struct worker_init init;
+        struct group group;
+        struct step_result result;
+        char packet[1024];
+        null_init(&init, 500);
+        group_start(&group, &init, 1);
+        group_ready(&group);
+        group_link(&group, true);
+        group_begin(&group, 0, prompt, N_PROMPT, 1);
+        group_row(&group, 0, 0, N_PROMPT, true);
+        uint64_t step = group_commit(&group, 1);
+        if (unread) {
+            struct pollfd polled = {.fd = group.links[0], .events = POLLIN};
+            EXPECT_EQ(poll(&polled, 1, -1), 1);
+        } else {
+            EXPECT_EQ(group_take_done(&group, 0, step, &result), 1);
+        }
+        kill(group.pids[0], SIGSTOP); /* so that it finds all of this at once */
+        size_t size = worker_msg_encode_error(group.epoch, step, "an id that is none", packet, sizeof packet);
+        EXPECT_OK(channel_send(group.links[0], packet, size, NULL, 0));
+        group_unlink(&group);
+        kill(group.pids[0], SIGCONT);
+        EXPECT(strstr(group_take_error(&group, 0), "the engine gives the group up: an id that is none") != NULL);
+        EXPECT_EQ(group_reap(&group, 0), 1);
+        group_free(&group);
+    }
 }
 
 TEST(a_model_that_is_not_there_is_named) {
