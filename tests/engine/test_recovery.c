@@ -179,6 +179,33 @@ TEST(an_end_that_was_not_written_is_found_at_recovery) {
     bench_stop(&bench);
 }
 
+/* Two choices that had said the same are replayed: what the second finds in the cache of their answer is no prompt. */
+TEST(recovered_answers_do_not_count_as_cached_prompts) {
+    struct bench bench;
+    bench_setup(&bench);
+    bench_start(&bench);
+    struct engine_request request = bench_request(1, 6, 20);
+    const struct journal_token token = {.id = 5};
+    struct journal_handle handles[2];
+    for (uint32_t choice = 0; choice < 2; choice++) {
+        request.params.sampling.choice = choice;
+        EXPECT_OK(engine_submit(bench.engine, &request, 0, &handles[choice]));
+        for (int i = 0; i < 10; i++) {
+            journal_append(bench.journal, handles[choice], &token);
+        }
+    }
+    front_end_dies(&bench);
+    bench_new_group(&bench);
+    engine_tick(bench.engine, 0);
+    bench_turn(&bench);
+    EXPECT_EQ(bench_newest(&bench).inits[0].len, 12); /* of 16 known ids */
+    EXPECT_EQ(bench_stats(&bench).prefix_queries, 12);
+    EXPECT_EQ(bench_stats(&bench).prefix_hits, 6);
+    EXPECT_EQ(bench_stats(&bench).cached_tokens, 6);
+    bench_run_to_rest(&bench);
+    bench_stop(&bench);
+}
+
 /* A journal may hold what this engine's limits do not allow; that is dropped, the rest is served. */
 TEST(a_recovered_request_is_checked_against_the_limits) {
     struct bench bench;
