@@ -58,6 +58,10 @@ static uint32_t null_descriptors(struct worker_port *port, int *fds) {
     return 0;
 }
 
+static void null_give_up(struct worker_port *port, const char *reason) {
+    CHECK(false, "the engine gives epoch %u up: %s", port->epoch, reason);
+}
+
 static void null_close(struct worker_port *port) {
     struct null_port *null = (struct null_port *)port;
     free(null->body);
@@ -70,6 +74,7 @@ static struct worker_port *null_port_create(const struct step_limits *limits) {
                                                .submit = null_submit,
                                                .poll = null_poll,
                                                .descriptors = null_descriptors,
+                                               .give_up = null_give_up,
                                                .close = null_close};
     struct null_port *null = xcalloc(1, sizeof *null);
     null->port = (struct worker_port){.ops = &ops, .epoch = 1, .world = 1};

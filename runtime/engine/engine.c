@@ -186,10 +186,12 @@ void engine_fail_all(struct engine *engine, enum status status, const char *text
 
 /* ---- tick */
 
-static void expire(struct engine *engine, uint64_t now_ns) {
+/* Ends what is past its deadline; true when there was something. */
+static bool expire(struct engine *engine, uint64_t now_ns) {
     if (now_ns < engine->next_deadline_ns) {
-        return;
+        return false;
     }
+    bool any = false;
     uint64_t next = UINT64_MAX;
     for (uint32_t i = 0; i < engine->n_sequences; i++) {
         const struct sequence *sequence = &engine->sequences[i];
@@ -197,6 +199,7 @@ static void expire(struct engine *engine, uint64_t now_ns) {
             continue;
         }
         if (sequence->deadline_ns <= now_ns) {
+            any = true;
             sequence_finish(engine, i, JOURNAL_FINISH_ERROR, STATUS_TIMEOUT, "the request's deadline has passed",
                             sequence->n_known - sequence->n_prompt);
         } else if (sequence->deadline_ns < next) {
@@ -204,6 +207,7 @@ static void expire(struct engine *engine, uint64_t now_ns) {
         }
     }
     engine->next_deadline_ns = next;
+    return any;
 }
 
 /* Takes what the port has; true when there was something. */
@@ -219,6 +223,7 @@ static bool take_events(struct engine *engine, uint64_t now_ns) {
                 continue;
             }
             log_error("engine: %s", status_text());
+            engine->port->ops->give_up(engine->port, status_text());
         }
         engine_port_lost(engine, now_ns);
     }
@@ -248,10 +253,10 @@ static bool submit_steps(struct engine *engine) {
 
 bool engine_tick(struct engine *engine, uint64_t now_ns) {
     bool took = take_events(engine, now_ns);
-    expire(engine, now_ns);
+    bool expired = expire(engine, now_ns);
     bool submitted = submit_steps(engine);
     engine_flush(engine);
-    return took || submitted;
+    return took || expired || submitted;
 }
 
 bool engine_idle(const struct engine *engine) {

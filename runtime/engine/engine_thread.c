@@ -189,10 +189,12 @@ static void *run(void *argument) {
         uint64_t now_ns = clock_now_ns();
         bool busy = take_commands(thread, now_ns);
         busy |= engine_tick(thread->engine, now_ns);
-        wake_consumer(thread);
+        /* First the figures: whoever is woken finds in them what it is woken for. */
         if (busy) {
             publish_stats(thread);
-        } else {
+        }
+        wake_consumer(thread);
+        if (!busy) {
             wait_for_work(thread, now_ns);
         }
     }

@@ -1,6 +1,7 @@
 /* The port of real workers: step bodies in a memfd ring, doorbells and replies on one SOCK_SEQPACKET link per rank. */
 #include <errno.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -24,7 +25,8 @@ struct port_link {
     uint64_t done[MAX_WORLD]; /* newest step each rank has finished */
     uint64_t submitted;
     bool lost, lost_reported;
-    bool held; /* `event` waits until the other ranks have come near enough */
+    bool held;          /* `event` waits until the other ranks have come near enough */
+    uint32_t n_results; /* of the step that rank 0 is reporting, taken so far */
     struct port_event event;
     struct step_ring *ring;
     uint32_t max_rows;
@@ -39,6 +41,24 @@ static void lose(struct port_link *link, uint32_t rank, const char *reason) {
         log_warn("engine: link to rank %u of epoch %u: %s", rank, link->port.epoch, reason);
         link->lost = true;
     }
+}
+
+static void link_give_up(struct worker_port *port, const char *reason) {
+    struct port_link *link = (struct port_link *)port;
+    uint8_t packet[64 + WORKER_MSG_TEXT_MAX];
+    size_t size = worker_msg_encode_error(port->epoch, link->submitted, reason, packet, sizeof packet);
+    for (uint32_t rank = 0; rank < port->world; rank++) {
+        while (send(link->links[rank], packet, size, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 && errno == EINTR) {
+        }
+    }
+}
+
+/* The rank lives, but what it says makes no sense. */
+static void lose_broken(struct port_link *link, uint32_t rank, const char *reason) {
+    char text[WORKER_MSG_TEXT_MAX];
+    snprintf(text, sizeof text, "rank %u: %s", rank, reason);
+    lose(link, rank, reason);
+    link_give_up(&link->port, text);
 }
 
 static void *link_reserve(struct worker_port *port) {
@@ -67,21 +87,24 @@ static uint64_t link_submit(struct worker_port *port, size_t bytes) {
 
 static void take_results(struct port_link *link) {
     struct worker_msg *message = &link->message;
-    link->event = (struct port_event){.type = PORT_STEP_DONE,
-                                      .step_id = message->step_id,
-                                      .device_us = message->device_us,
-                                      .n_results = message->n_results,
-                                      .results = link->results};
-    for (uint32_t i = 0; i < link->event.n_results; i++) {
-        worker_msg_next_result(message, &link->results[i]);
+    for (uint32_t i = 0; i < message->n_results; i++) {
+        worker_msg_next_result(message, &link->results[link->n_results++]);
     }
-    link->held = true;
+    if (message->type == WORKER_MSG_STEP_DONE) {
+        link->event = (struct port_event){.type = PORT_STEP_DONE,
+                                          .step_id = message->step_id,
+                                          .device_us = message->device_us,
+                                          .n_results = link->n_results,
+                                          .results = link->results};
+        link->n_results = 0;
+        link->held = true;
+    }
 }
 
 static void take_message(struct port_link *link, uint32_t rank, size_t size) {
     struct worker_msg *message = &link->message;
     if (worker_msg_parse(link->packet, size, link->max_rows, message) != STATUS_OK) {
-        lose(link, rank, status_text());
+        lose_broken(link, rank, status_text());
         return;
     }
     if (message->epoch != link->port.epoch) {
@@ -91,12 +114,16 @@ static void take_message(struct port_link *link, uint32_t rank, size_t size) {
         lose(link, rank, message->text);
         return;
     }
-    if (message->type != WORKER_MSG_STEP_DONE || message->step_id != link->done[rank] + 1 ||
-        message->step_id > link->submitted) {
-        lose(link, rank, "it reports a step out of order");
+    bool reports = message->type == WORKER_MSG_STEP_DONE || (message->type == WORKER_MSG_RESULTS && rank == 0);
+    if (!reports || message->step_id != link->done[rank] + 1 || message->step_id > link->submitted) {
+        lose_broken(link, rank, "it reports a step out of order");
         return;
     }
-    link->done[rank] = message->step_id;
+    if (rank == 0 && message->n_results > link->max_rows - link->n_results) {
+        lose_broken(link, rank, "it reports more results than a step has rows");
+        return;
+    }
+    link->done[rank] += message->type == WORKER_MSG_STEP_DONE;
     if (rank == 0) {
         take_results(link);
     }
@@ -116,7 +143,7 @@ static bool read_link(struct port_link *link, uint32_t rank) {
         return false;
     }
     if ((size_t)got > link->packet_bytes) {
-        lose(link, rank, "a packet is longer than any message");
+        lose_broken(link, rank, "a packet is longer than any message");
         return false;
     }
     take_message(link, rank, (size_t)got);
@@ -198,6 +225,7 @@ enum status port_link_open(const int *links, uint32_t world, int ring_fd, uint32
                                                .submit = link_submit,
                                                .poll = link_poll,
                                                .descriptors = link_descriptors,
+                                               .give_up = link_give_up,
                                                .close = link_close};
     CHECK(world > 0 && world <= MAX_WORLD, "a group of %u ranks", world);
     CHECK(max_body_bytes >= step_body_max_bytes(limits), "steps need bodies of %zu bytes, the ring has %zu",

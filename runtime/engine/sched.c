@@ -164,6 +164,7 @@ static void count_admission(struct engine *engine, const struct sequence *sequen
     }
     engine->stats.prompt_tokens += sequence->n_prompt;
     if (engine->config.prefix_cache) {
+        cached = cached < sequence->n_prompt ? cached : sequence->n_prompt; /* a recovered one finds its output too */
         engine->stats.prefix_queries += sequence->n_prompt;
         engine->stats.prefix_hits += cached;
         engine->stats.cached_tokens += cached;

@@ -36,6 +36,9 @@ struct worker_port_ops {
     /* Descriptors to poll(2) for POLLIN before `poll` can have more, as things stand now; returns their number
      * (<= world). */
     uint32_t (*descriptors)(struct worker_port *port, int *fds);
+    /* Tells every rank that no link will do for this group any more, and why: the workers end, and are started again
+     * by who started them. Without it they wait for their next link after a close. */
+    void (*give_up)(struct worker_port *port, const char *reason);
     void (*close)(struct worker_port *port);
 };
 

@@ -43,10 +43,20 @@ static enum status report(struct completion *completion, const struct executor_d
     if (completion->link_fd < 0) {
         return STATUS_OK;
     }
-    uint32_t n_results = completion->config.sends_results ? done->n_results : 0;
-    size_t size = worker_msg_encode_done(completion->epoch, done->step_id, done->device_us, done->results, n_results,
-                                         completion->packet, completion->packet_bytes);
-    enum status status = channel_send(completion->link_fd, completion->packet, size, NULL, 0);
+    uint32_t left = completion->config.sends_results ? done->n_results : 0;
+    const struct step_result *results = done->results;
+    enum status status = STATUS_OK;
+    for (; left > WORKER_MSG_MAX_RESULTS && status == STATUS_OK; left -= WORKER_MSG_MAX_RESULTS) {
+        size_t size = worker_msg_encode_results(completion->epoch, done->step_id, results, WORKER_MSG_MAX_RESULTS,
+                                                completion->packet, completion->packet_bytes);
+        status = channel_send(completion->link_fd, completion->packet, size, NULL, 0);
+        results += WORKER_MSG_MAX_RESULTS;
+    }
+    if (status == STATUS_OK) {
+        size_t size = worker_msg_encode_done(completion->epoch, done->step_id, done->device_us, results, left,
+                                             completion->packet, completion->packet_bytes);
+        status = channel_send(completion->link_fd, completion->packet, size, NULL, 0);
+    }
     return status == STATUS_CLOSED ? STATUS_OK : status;
 }
 

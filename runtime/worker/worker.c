@@ -350,12 +350,18 @@ static enum status read_doorbells(struct worker *worker) {
         if (status == STATUS_BUSY) {
             return STATUS_OK;
         }
-        if (status == STATUS_CLOSED) {
-            note_link_end(worker);
+        if (status == STATUS_CLOSED && link->closing) {
             return STATUS_OK;
+        }
+        if (status == STATUS_CLOSED) {
+            note_link_end(worker); /* the engine's last words come behind a reset */
+            continue;
         }
         TRY(status);
         TRY(worker_msg_parse(packet, size, worker->init.limits.max_rows, &message));
+        if (message.type == WORKER_MSG_ERROR && message.epoch == link->epoch) {
+            FAIL(STATUS_INTERNAL, "the engine gives the group up: %s", message.text);
+        }
         if (message.type != WORKER_MSG_STEP) {
             FAIL(STATUS_INTERNAL, "the engine sent message %d", (int)message.type);
         }

@@ -137,6 +137,10 @@ static uint32_t device_descriptors(struct worker_port *port, int *fds) {
     return 0;
 }
 
+static void device_give_up(struct worker_port *port, const char *reason) {
+    CHECK(false, "the engine gives epoch %u up: %s", port->epoch, reason);
+}
+
 static void device_close(struct worker_port *port) {
     struct device *device = (struct device *)port;
     if (device->config.closed != NULL) {
@@ -163,6 +167,7 @@ struct device *device_create(const struct device_config *config, uint32_t epoch)
                                                .submit = device_submit,
                                                .poll = device_poll,
                                                .descriptors = device_descriptors,
+                                               .give_up = device_give_up,
                                                .close = device_close};
     const struct step_limits *limits = &config->limits;
     struct device *device = xcalloc(1, sizeof *device);

@@ -1,7 +1,7 @@
 #include "tests/engine/support_worker.h"
 
 #include <pthread.h>
-#include <stdbool.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -24,6 +24,7 @@ struct null_group {
     struct step_limits limits;
     uint32_t world, epoch;
     uint64_t max_steps;
+    atomic_bool ended;
     struct null_worker workers[WORKER_MAX_WORLD];
 };
 
@@ -53,7 +54,7 @@ static bool answer(struct null_worker *worker, uint64_t step_id, struct step_res
 
 static void *work(void *argument) {
     struct null_worker *worker = argument;
-    const struct null_group *group = worker->group;
+    struct null_group *group = worker->group;
     struct step_result *results = xcalloc(group->limits.max_rows, sizeof results[0]);
     uint8_t *packet = xcalloc(worker_msg_max_bytes(group->limits.max_rows), 1);
     uint64_t done = 0;
@@ -67,6 +68,7 @@ static void *work(void *argument) {
         }
     }
     shutdown(worker->link, SHUT_RDWR);
+    atomic_store(&group->ended, true);
     free(results);
     free(packet);
     return NULL;
@@ -94,6 +96,10 @@ struct null_group *null_group_start(const struct step_limits *limits, uint32_t w
     }
     close(reader_fd);
     return group;
+}
+
+bool null_group_ended(struct null_group *group) {
+    return atomic_load(&group->ended);
 }
 
 void null_group_stop(struct null_group *group) {

@@ -3,6 +3,8 @@
 #ifndef TANDEM_TESTS_ENGINE_SUPPORT_WORKER_H
 #define TANDEM_TESTS_ENGINE_SUPPORT_WORKER_H
 
+#include <stdbool.h>
+
 #include "runtime/engine/worker_port.h"
 
 #define WORKER_MAX_WORLD 4
@@ -12,6 +14,8 @@ struct null_group;
 /* Starts `world` workers and opens the engine's port to them. The group dies after `max_steps` steps (0: never). */
 struct null_group *null_group_start(const struct step_limits *limits, uint32_t world, uint32_t epoch,
                                     uint64_t max_steps, struct worker_port **port);
+/* Whether one of the workers has ended, of itself or because the engine closed its link. */
+bool null_group_ended(struct null_group *group);
 /* Ends the workers (their links close) and joins them. */
 void null_group_stop(struct null_group *group);
 

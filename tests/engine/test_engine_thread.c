@@ -38,6 +38,8 @@ struct front {
     struct engine_thread *thread;
     int wake_fd;
     _Atomic uint32_t wakes;
+    _Atomic bool watches; /* the figures at each wake are kept */
+    struct engine_stats at_wake;
     uint32_t n_events, n_refused, n_over;
     char refusal[160];
     struct stream streams[400];
@@ -46,6 +48,9 @@ struct front {
 static void on_wake(void *context) {
     struct front *front = context;
     atomic_fetch_add(&front->wakes, 1);
+    if (atomic_load(&front->watches)) {
+        engine_thread_stats(front->thread, &front->at_wake);
+    }
     uint64_t one = 1;
     EXPECT_EQ(write(front->wake_fd, &one, sizeof one), sizeof one);
 }
@@ -195,12 +200,15 @@ TEST_TIMEOUT(streams_survive_their_workers, 60) {
         }
         group = null_group_start(&limits, 2, epoch, epoch % 3 == 0 ? 0 : 60, &port);
         engine_thread_set_port(front->thread, port);
-        for (int round = 0; front->n_over < 20 && (epoch % 3 != 0 || round < 50) && round < 400; round++) {
+        for (int round = 0; front->n_over < 20 && (epoch % 3 != 0 || round < 50) && round < 400;) {
             struct pollfd polled = {.fd = front->wake_fd, .events = POLLIN};
-            if (poll(&polled, 1, 100) == 0) {
-                break; /* the group died and nothing comes any more */
+            bool ended = null_group_ended(group);
+            if (poll(&polled, 1, 100) > 0) {
+                take_events(front);
+                round++;
+            } else if (ended) {
+                break; /* nothing comes any more */
             }
-            take_events(front);
         }
         if (epoch % 3 == 0) {
             engine_thread_port_lost(front->thread);
@@ -303,19 +311,71 @@ TEST(a_stop_leaves_live_streams_to_the_next_engine) {
     null_group_stop(other);
 }
 
+static struct engine_request one_token_prompt(uint32_t user) {
+    static const uint32_t prompt[1] = {1};
+    return (struct engine_request){.params = {.user = user,
+                                              .sampling = {.top_p = 1, .repetition_penalty = 1, .n_logprobs = -1},
+                                              .n_prompt = 1,
+                                              .max_tokens = 5},
+                                   .prompt = prompt};
+}
+
+/* Submits it as stream 7 with a deadline that the engine takes; returns when it was admitted. */
+static void submit_with_deadline(struct front *front) {
+    struct engine_request request = one_token_prompt(7);
+    uint64_t left_ns = 20 * NS_PER_MS;
+    while (!front->streams[7].admitted) { /* a thread that comes to it too late refuses it */
+        uint32_t n_refused = front->n_refused;
+        request.params.deadline_ns = clock_now_ns() + left_ns;
+        EXPECT_OK(engine_thread_submit(front->thread, &request));
+        while (!front->streams[7].admitted && front->n_refused == n_refused) {
+            take_events(front);
+        }
+        left_ns *= 2;
+    }
+}
+
 TEST(a_deadline_wakes_the_thread) {
     struct front *front = front_make();
-    uint32_t prompt[1] = {1};
-    struct engine_request request = {.params = {.user = 7,
-                                                .deadline_ns = clock_now_ns() + 20 * NS_PER_MS,
-                                                .sampling = {.top_p = 1, .repetition_penalty = 1, .n_logprobs = -1},
-                                                .n_prompt = 1,
-                                                .max_tokens = 5},
-                                     .prompt = prompt};
-    EXPECT_OK(engine_thread_submit(front->thread, &request));
+    submit_with_deadline(front);
     while (front->n_over == 0) {
         take_events(front); /* nothing else would ever come */
     }
     EXPECT_EQ(front->streams[7].finish, JOURNAL_FINISH_ERROR);
+    front_drop(front);
+}
+
+/* ---- figures */
+
+/* Who is woken by a token finds it in the figures: they decide whether a group has made progress. */
+TEST(figures_are_there_before_the_wake) {
+    struct front *front = front_make();
+    EXPECT_OK(submit(front, 1, 10, 1));
+    while (!front->streams[1].admitted) {
+        take_events(front);
+    }
+    atomic_store(&front->watches, true);
+    struct worker_port *port;
+    struct null_group *group = null_group_start(&limits, 1, 1, 0, &port);
+    engine_thread_set_port(front->thread, port);
+    while (front->n_over == 0) {
+        take_events(front);
+    }
+    EXPECT_EQ(front->at_wake.generation_tokens, 1);
+    EXPECT_EQ(front->at_wake.finished[JOURNAL_FINISH_LENGTH], 1);
+    front_drop(front);
+    null_group_stop(group);
+}
+
+/* Its reader may keep it for long, as that of a client who is away does. */
+TEST(a_deadline_shows_in_the_figures) {
+    struct front *front = front_make();
+    submit_with_deadline(front);
+    struct engine_stats stats;
+    do {
+        engine_thread_stats(front->thread, &stats);
+        nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL); /* the harness ends a test that waits for ever */
+    } while (stats.waiting > 0);
+    EXPECT_EQ(stats.finished[JOURNAL_FINISH_ERROR], 1);
     front_drop(front);
 }

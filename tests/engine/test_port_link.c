@@ -74,8 +74,30 @@ static void done(struct ends *ends, int rank, uint32_t epoch, uint64_t step_id, 
     EXPECT_OK(channel_send(ends->links[rank], packet, size, NULL, 0));
 }
 
+static void part(struct ends *ends, int rank, uint64_t step_id, uint32_t first_id, uint32_t n_results) {
+    struct step_result results[4] = {{.id = first_id}, {.id = first_id + 1}, {.id = first_id + 2}};
+    uint8_t packet[2048];
+    size_t size = worker_msg_encode_results(EPOCH, step_id, results, n_results, packet, sizeof packet);
+    EXPECT_OK(channel_send(ends->links[rank], packet, size, NULL, 0));
+}
+
 static enum status next(struct ends *ends, struct port_event *event) {
     return ends->port->ops->poll(ends->port, event);
+}
+
+/* The reason that the engine's end told a rank behind its doorbells; "" for none. */
+static const char *told(struct ends *ends, int rank) {
+    static struct worker_msg message;
+    uint8_t packet[1024];
+    ssize_t got;
+    while ((got = recv(ends->links[rank], packet, sizeof packet, MSG_DONTWAIT)) > 0) {
+        EXPECT_OK(worker_msg_parse(packet, (size_t)got, 4, &message));
+        EXPECT_EQ(message.epoch, EPOCH);
+        if (message.type == WORKER_MSG_ERROR) {
+            return message.text;
+        }
+    }
+    return "";
 }
 
 static void expect_lost(struct ends *ends) {
@@ -176,6 +198,32 @@ TEST(only_what_is_read_is_watched) {
     close_all(&ends);
 }
 
+TEST(results_in_parts_come_as_one) {
+    struct ends ends = open_port();
+    struct port_event event;
+    submit(&ends, 1);
+    submit(&ends, 2);
+    part(&ends, 0, 1, 7, 1);
+    EXPECT_EQ(next(&ends, &event), STATUS_BUSY);
+    part(&ends, 0, 1, 8, 2);
+    done(&ends, 0, EPOCH, 1, 1);
+    part(&ends, 0, 2, 20, 3); /* of the next step: they wait */
+    EXPECT_EQ(next(&ends, &event), STATUS_OK);
+    EXPECT_EQ(event.type, PORT_STEP_DONE);
+    EXPECT_EQ(event.step_id, 1);
+    EXPECT_EQ(event.n_results, 4);
+    EXPECT_EQ(event.results[0].id, 7);
+    EXPECT_EQ(event.results[1].id, 8);
+    EXPECT_EQ(event.results[2].id, 9);
+    EXPECT_EQ(event.results[3].id, 1);
+    done(&ends, 0, EPOCH, 2, 0);
+    EXPECT_EQ(next(&ends, &event), STATUS_OK);
+    EXPECT_EQ(event.step_id, 2);
+    EXPECT_EQ(event.n_results, 3);
+    EXPECT_EQ(event.results[2].id, 22);
+    close_all(&ends);
+}
+
 TEST(another_epochs_words_are_dropped) {
     struct ends ends = open_port();
     struct port_event event;
@@ -190,7 +238,7 @@ TEST(another_epochs_words_are_dropped) {
 }
 
 TEST(a_broken_protocol_loses_the_group) {
-    for (int what = 0; what < 7; what++) {
+    for (int what = 0; what < 11; what++) {
         struct ends ends = open_port();
         uint8_t packet[4096] = {0};
         submit(&ends, 1);
@@ -208,14 +256,41 @@ TEST(a_broken_protocol_loses_the_group) {
             EXPECT_OK(channel_send(ends.links[1], packet, size, NULL, 0));
             break;
         }
+        case 6: part(&ends, 1, 1, 1, 0); break;
+        case 7: part(&ends, 0, 2, 1, 1); break;
+        case 8:
+            part(&ends, 0, 1, 1, 3);
+            part(&ends, 0, 1, 4, 2);
+            break;
+        case 9:
+            part(&ends, 0, 1, 1, 3);
+            done(&ends, 0, EPOCH, 1, 2);
+            break;
         default: {
             size_t size = worker_msg_encode_step(EPOCH, 1, packet, sizeof packet);
             EXPECT_OK(channel_send(ends.links[0], packet, size, NULL, 0));
             break;
         }
         }
-        expect_lost(&ends);
+        struct port_event event;
+        EXPECT_EQ(next(&ends, &event), STATUS_OK);
+        EXPECT_EQ(event.type, PORT_LOST);
+        EXPECT_EQ(next(&ends, &event), STATUS_BUSY); /* once */
+        /* The ranks would wait for the next link, and nobody would make one. The one that failed ends by itself. */
+        for (int rank = 0; rank < 2; rank++) {
+            EXPECT_EQ(told(&ends, rank)[0] != '\0', what != 5);
+        }
+        close_all(&ends);
     }
+}
+
+TEST(a_group_that_is_given_up_hears_why) {
+    struct ends ends = open_port();
+    submit(&ends, 1);
+    ends.port->ops->give_up(ends.port, "an id that is none");
+    EXPECT_TEXT(told(&ends, 0), "an id that is none");
+    EXPECT_TEXT(told(&ends, 1), "an id that is none");
+    close_all(&ends);
 }
 
 TEST(a_closed_link_loses_the_group_but_not_its_last_words) {

@@ -81,6 +81,13 @@ TEST(a_request_that_kills_fails_alone) {
 static struct worker_port_ops honest;
 static int lie;
 static struct step_result lies[8];
+static int n_given_up;
+
+static void count_given_up(struct worker_port *port, const char *reason) {
+    (void)port;
+    EXPECT(strstr(reason, "step ") != NULL);
+    n_given_up++;
+}
 
 static enum status lying_poll(struct worker_port *port, struct port_event *event) {
     enum status status = honest.poll(port, event);
@@ -104,12 +111,14 @@ TEST(a_group_that_reports_nonsense_is_dropped) {
         honest = *device_port(bench.device)->ops;
         struct worker_port_ops lying = honest;
         lying.poll = lying_poll;
+        lying.give_up = count_given_up;
         device_port(bench.device)->ops = &lying;
         struct journal_handle handle = bench_submit(&bench, 1, 6, 20);
         bench_turn(&bench);
         bench_turn(&bench);
         EXPECT(bench.device == NULL);
         EXPECT_EQ(bench_state(&bench, handle).n_output, 0);
+        EXPECT_EQ(n_given_up, lie + 1);
         bench_new_group(&bench);
         bench_run_to_rest(&bench);
         EXPECT_EQ(bench_state(&bench, handle).n_output, 20);
@@ -167,6 +176,33 @@ TEST(an_end_that_was_not_written_is_found_at_recovery) {
     size_t used, total;
     journal_usage(bench.journal, &used, &total);
     EXPECT_EQ(used, 0);
+    bench_stop(&bench);
+}
+
+/* Two choices that had said the same are replayed: what the second finds in the cache of their answer is no prompt. */
+TEST(recovered_answers_do_not_count_as_cached_prompts) {
+    struct bench bench;
+    bench_setup(&bench);
+    bench_start(&bench);
+    struct engine_request request = bench_request(1, 6, 20);
+    const struct journal_token token = {.id = 5};
+    struct journal_handle handles[2];
+    for (uint32_t choice = 0; choice < 2; choice++) {
+        request.params.sampling.choice = choice;
+        EXPECT_OK(engine_submit(bench.engine, &request, 0, &handles[choice]));
+        for (int i = 0; i < 10; i++) {
+            journal_append(bench.journal, handles[choice], &token);
+        }
+    }
+    front_end_dies(&bench);
+    bench_new_group(&bench);
+    engine_tick(bench.engine, 0);
+    bench_turn(&bench);
+    EXPECT_EQ(bench_newest(&bench).inits[0].len, 12); /* of 16 known ids */
+    EXPECT_EQ(bench_stats(&bench).prefix_queries, 12);
+    EXPECT_EQ(bench_stats(&bench).prefix_hits, 6);
+    EXPECT_EQ(bench_stats(&bench).cached_tokens, 6);
+    bench_run_to_rest(&bench);
     bench_stop(&bench);
 }
 

@@ -24,15 +24,18 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     }
     if (message.type == WORKER_MSG_STEP) {
         same(data, size, again, worker_msg_encode_step(message.epoch, message.step_id, again, sizeof again));
-    } else if (message.type == WORKER_MSG_STEP_DONE) {
+    } else if (message.type == WORKER_MSG_STEP_DONE || message.type == WORKER_MSG_RESULTS) {
         uint32_t n = message.n_results;
         for (uint32_t i = 0; i < n; i++) {
             worker_msg_next_result(&message, &results[i]);
         }
         CHECK(message.results_bytes == 0, "%zu bytes are left", message.results_bytes);
-        same(
-            data, size, again,
-            worker_msg_encode_done(message.epoch, message.step_id, message.device_us, results, n, again, sizeof again));
+        size_t again_size =
+            message.type == WORKER_MSG_RESULTS
+                ? worker_msg_encode_results(message.epoch, message.step_id, results, n, again, sizeof again)
+                : worker_msg_encode_done(message.epoch, message.step_id, message.device_us, results, n, again,
+                                         sizeof again);
+        same(data, size, again, again_size);
     } else {
         CHECK(strlen(message.text) < WORKER_MSG_TEXT_MAX, "the text is not ended");
     }

@@ -31,8 +31,8 @@ TEST(a_doorbell_reads_back) {
     EXPECT_EQ(message.epoch, 7);
     EXPECT_EQ(message.step_id, 0x0102030405060708ull);
     EXPECT_FAILS(worker_msg_parse(packet, 15, 4, &message), STATUS_INVALID, "no header");
-    packet[0] = 4;
-    EXPECT_FAILS(worker_msg_parse(packet, 16, 4, &message), STATUS_INVALID, "type 4");
+    packet[0] = 5;
+    EXPECT_FAILS(worker_msg_parse(packet, 16, 4, &message), STATUS_INVALID, "type 5");
 }
 
 TEST(results_read_back_and_any_cut_is_refused) {
@@ -73,12 +73,12 @@ TEST(results_read_back_and_any_cut_is_refused) {
 }
 
 TEST(the_largest_answer_fits) {
-    uint32_t rows = 1024;
+    uint32_t rows = WORKER_MSG_MAX_RESULTS;
     struct step_result *results = xcalloc(rows, sizeof results[0]);
     for (uint32_t i = 0; i < rows; i++) {
         results[i].n_top = STEP_MAX_LOGPROBS;
     }
-    size_t capacity = worker_msg_max_bytes(rows);
+    size_t capacity = worker_msg_max_bytes(UINT32_MAX); /* what more rows have comes in more packets */
     uint8_t *packet = xcalloc(capacity, 1);
     EXPECT_EQ(worker_msg_encode_done(1, 1, 0, results, rows, packet, capacity), capacity);
     /* It also passes a socket of the default buffer size in one piece. */
@@ -89,6 +89,24 @@ TEST(the_largest_answer_fits) {
     close(fds[1]);
     free(results);
     free(packet);
+}
+
+TEST(a_part_of_the_results_reads_back) {
+    struct step_result results[3] = {{.id = 4}, {.id = 5, .n_top = 1, .top_id = {9}}, {.id = 6}}, got;
+    uint8_t packet[128];
+    size_t size = worker_msg_encode_results(2, 33, results, 3, packet, sizeof packet);
+    struct worker_msg message;
+    EXPECT_OK(worker_msg_parse(packet, size, 3, &message));
+    EXPECT_EQ(message.type, WORKER_MSG_RESULTS);
+    EXPECT_EQ(message.step_id, 33);
+    EXPECT_EQ(message.n_results, 3);
+    for (uint32_t i = 0; i < 3; i++) {
+        worker_msg_next_result(&message, &got);
+        EXPECT_EQ(got.id, results[i].id);
+        EXPECT_EQ(got.n_top, results[i].n_top);
+    }
+    EXPECT_FAILS(worker_msg_parse(packet, size, 2, &message), STATUS_INVALID, "RESULTS: n_results is 3, at most 2");
+    EXPECT_FAILS(worker_msg_parse(packet, 16, 3, &message), STATUS_INVALID, "RESULTS: the packet ends");
 }
 
 TEST(bad_results_are_refused) {

@@ -167,22 +167,26 @@ uint64_t group_commit(struct group *group, uint32_t bells) {
 }
 
 uint32_t group_take_done(struct group *group, uint32_t rank, uint64_t step_id, struct step_result *results) {
-    size_t size = worker_msg_max_bytes(group->init.limits.max_rows);
-    void *packet = xcalloc(1, size);
+    size_t capacity = worker_msg_max_bytes(group->init.limits.max_rows);
+    void *packet = xcalloc(1, capacity);
     struct worker_msg message;
-    EXPECT_OK(channel_receive(group->links[rank], packet, &size, NULL, NULL, 0));
-    EXPECT_OK(worker_msg_parse(packet, size, group->init.limits.max_rows, &message));
-    if (message.type == WORKER_MSG_ERROR) {
-        test_fail(__FILE__, __LINE__, "rank %u: %s", rank, message.text);
-    }
+    uint32_t n_results = 0;
+    do {
+        size_t size = capacity;
+        EXPECT_OK(channel_receive(group->links[rank], packet, &size, NULL, NULL, 0));
+        EXPECT_OK(worker_msg_parse(packet, size, group->init.limits.max_rows, &message));
+        if (message.type == WORKER_MSG_ERROR) {
+            test_fail(__FILE__, __LINE__, "rank %u: %s", rank, message.text);
+        }
+        EXPECT_EQ(message.epoch, group->epoch);
+        EXPECT_EQ(message.step_id, step_id);
+        for (uint32_t i = 0; i < message.n_results; i++) {
+            worker_msg_next_result(&message, &results[n_results++]);
+        }
+    } while (message.type == WORKER_MSG_RESULTS);
     EXPECT_EQ(message.type, WORKER_MSG_STEP_DONE);
-    EXPECT_EQ(message.epoch, group->epoch);
-    EXPECT_EQ(message.step_id, step_id);
-    for (uint32_t i = 0; i < message.n_results; i++) {
-        worker_msg_next_result(&message, &results[i]);
-    }
     free(packet);
-    return message.n_results;
+    return n_results;
 }
 
 const char *group_take_error(struct group *group, uint32_t rank) {

@@ -1,10 +1,12 @@
 #define _GNU_SOURCE
+#include <poll.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "runtime/base/alloc.h"
 #include "runtime/base/buf.h"
 #include "runtime/base/channel.h"
 #include "runtime/base/rng.h"
@@ -43,6 +45,45 @@ TEST(a_null_worker_answers_every_step) {
     }
     EXPECT_EQ(atomic_load(&group.page->rank[0].taken), step);
     EXPECT_EQ(atomic_load(&group.page->rank[0].done), step);
+    group_stop(&group);
+}
+
+/* As many rows as a configuration may ask for, each with all the log-probabilities that a request may ask for: more
+ * than a socket takes in one piece. */
+TEST(the_results_of_the_largest_step_come_whole) {
+    enum { ROWS = 4096 };
+    struct worker_init init;
+    struct group group;
+    null_init(&init, 500);
+    init.limits.max_rows = init.limits.n_slots = init.limits.max_tokens = init.limits.max_ids = ROWS;
+    init.limits.n_blocks = ROWS + 1;
+    init.max_body_bytes = step_body_max_bytes(&init.limits);
+    group_start(&group, &init, 1);
+    group_ready(&group);
+    group_link(&group, true);
+    for (uint32_t slot = 0; slot < ROWS; slot++) {
+        struct step_init start = {.slot = slot,
+                                  .sampling = {.seed = slot,
+                                               .prompt_len = 1,
+                                               .top_p = 1.0f,
+                                               .repetition_penalty = 1.0f,
+                                               .n_logprobs = STEP_MAX_LOGPROBS}};
+        EXPECT(step_builder_add_init(group.builder, start, NULL));
+        EXPECT(step_builder_add_run(group.builder, slot, 0, prompt, 1));
+        EXPECT(step_builder_add_block(group.builder, (struct step_block){.slot = slot, .index = 0, .block = slot + 1}));
+        group_row(&group, slot, 0, 1, true);
+    }
+    struct step_result *results = xcalloc(ROWS, sizeof *results);
+    for (uint32_t step = 1; step <= 2; step++) {
+        EXPECT_EQ(group_take_done(&group, 0, group_commit(&group, 1), results), ROWS);
+        for (uint32_t slot = 0; slot < ROWS; slot++) {
+            EXPECT_EQ(results[slot].id, made_up(slot, step, 500));
+            EXPECT_EQ(results[slot].n_top, STEP_MAX_LOGPROBS);
+            EXPECT_EQ(results[slot].top_id[STEP_MAX_LOGPROBS - 1], (results[slot].id + STEP_MAX_LOGPROBS - 1) % 500);
+            group_row(&group, slot, step, 1, true);
+        }
+    }
+    free(results);
     group_stop(&group);
 }
 
@@ -271,6 +312,38 @@ TEST(a_broken_step_is_refused_by_name) {
     uint32_t ids[] = {1, 500};
     group_begin(&group, 0, ids, 2, 0);
     expect_refusal(&group, "ids hold 500");
+}
+
+/* An engine that closed its link with a reason wants no other link to this group: the worker ends, also when reports
+ * that the engine left unread reset the link. */
+TEST(a_worker_ends_when_its_engine_gives_it_up) {
+    for (int unread = 0; unread < 2; unread++) {
+        struct worker_init init;
+        struct group group;
+        struct step_result result;
+        char packet[1024];
+        null_init(&init, 500);
+        group_start(&group, &init, 1);
+        group_ready(&group);
+        group_link(&group, true);
+        group_begin(&group, 0, prompt, N_PROMPT, 1);
+        group_row(&group, 0, 0, N_PROMPT, true);
+        uint64_t step = group_commit(&group, 1);
+        if (unread) {
+            struct pollfd polled = {.fd = group.links[0], .events = POLLIN};
+            EXPECT_EQ(poll(&polled, 1, -1), 1);
+        } else {
+            EXPECT_EQ(group_take_done(&group, 0, step, &result), 1);
+        }
+        kill(group.pids[0], SIGSTOP); /* so that it finds all of this at once */
+        size_t size = worker_msg_encode_error(group.epoch, step, "an id that is none", packet, sizeof packet);
+        EXPECT_OK(channel_send(group.links[0], packet, size, NULL, 0));
+        group_unlink(&group);
+        kill(group.pids[0], SIGCONT);
+        EXPECT(strstr(group_take_error(&group, 0), "the engine gives the group up: an id that is none") != NULL);
+        EXPECT_EQ(group_reap(&group, 0), 1);
+        group_free(&group);
+    }
 }
 
 TEST(a_model_that_is_not_there_is_named) {
