@@ -18,8 +18,9 @@
 struct tandem_client {
     struct core core; /* first, so that a stream's core is its client */
     pid_t pid;
-    int poll_fd; /* epoll: the connection and the wake-up */
-    int wake_fd; /* eventfd that tandem_stream_cancel writes */
+    int poll_fd;         /* epoll: the connection and the wake-up */
+    int wake_fd;         /* eventfd that tandem_stream_cancel writes */
+    atomic_bool cancels; /* some stream's `cancel` was set, and wake_fd written */
     struct tandem_transport transport;
     void *connection; /* NULL: none */
     int watched_fd;   /* in poll_fd for the connection; -1: none */
@@ -249,8 +250,12 @@ int tandem_client_process(struct tandem_client *client) {
     if (is_foreign(client)) {
         return TANDEM_MISUSE;
     }
-    if (atomic_load(&client->core.cancels) && read(client->wake_fd, &woken, sizeof woken) < 0 && errno != EAGAIN) {
-        return TANDEM_SYSTEM;
+    /* The flag goes down before the wake-up is taken: a cancel that comes in between raises it again. */
+    if (atomic_exchange(&client->cancels, false)) {
+        if (read(client->wake_fd, &woken, sizeof woken) < 0 && errno != EAGAIN) {
+            return TANDEM_SYSTEM;
+        }
+        streams_cancel(&client->core);
     }
     pump(client);
     watch(client);
@@ -356,7 +361,7 @@ void tandem_stream_cancel(struct tandem_stream *stream) {
     }
     while (write(client->wake_fd, &one, sizeof one) < 0 && errno == EINTR) {
     }
-    atomic_store(&client->core.cancels, true); /* last: who sees it takes the wake-up away */
+    atomic_store(&client->cancels, true); /* last: who sees it takes the wake-up away */
 }
 
 static uint64_t end_of(int timeout_ms) {

@@ -133,7 +133,6 @@ struct core {
     uint32_t n_live;                       /* not over */
     uint32_t n_waiting;                    /* STREAM_WAITING */
     uint64_t earliest_ms;                  /* no stream's deadline is before */
-    atomic_bool cancels;                   /* some stream's `cancel` was set */
     struct tandem_stream *ready, *readied; /* first and last with something to give out */
 };
 

@@ -186,6 +186,35 @@ TEST(another_threads_cancel_wakes_who_waits) {
     tandem_client_free(client);
 }
 
+static struct tandem_stream *cancelled_in_read;
+
+static ptrdiff_t cancel_and_read(void *connection, void *bytes, size_t size) {
+    if (cancelled_in_read != NULL) {
+        tandem_stream_cancel(cancelled_in_read);
+    }
+    return wire_read(connection, bytes, size);
+}
+
+/* As another thread's may be: while the client is at work on the cancel before it. */
+TEST(a_cancel_in_the_middle_of_the_work_leaves_no_wake_up_behind) {
+    struct wire wire = {0};
+    struct tandem_client *client = connect_reading(&wire, cancel_and_read);
+    struct tandem_stream *first = ask(client);
+    struct tandem_stream *second = ask(client);
+    struct tandem_wait wait;
+    serve(&wire, client, 2);
+    tandem_stream_cancel(first);
+    cancelled_in_read = second;
+    for (int i = 0; i < 2; i++) {
+        EXPECT_EQ(tandem_client_process(client), TANDEM_OK);
+    }
+    EXPECT_EQ(hear(&wire, TSP_CANCEL) + hear(&wire, TSP_CANCEL), 3);
+    tandem_client_wait_for(client, &wait);
+    struct pollfd descriptor = {.fd = wait.fd, .events = wait.events};
+    EXPECT_EQ(poll(&descriptor, 1, 0), 0); /* else whoever waits on it never sleeps again */
+    tandem_client_free(client);
+}
+
 TEST(a_forked_child_leaves_the_connection_alone) {
     struct wire wire = {0};
     struct tandem_client *client = connect_to(&wire);

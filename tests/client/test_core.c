@@ -342,16 +342,14 @@ TEST(cancel_before_and_after_the_submit) {
     rig_start(&rig, &options);
     struct tandem_stream *unsent = rig_submit(&rig, 6, NEVER);
     atomic_store(&unsent->cancel, true);
-    atomic_store(&rig.core.cancels, true);
-    core_tick(&rig.core, rig.now_ms);
+    streams_cancel(&rig.core);
     EXPECT_EQ(pieces_read(unsent, &event), TANDEM_OK);
     EXPECT_EQ(event.finish, TANDEM_FINISH_CANCELLED);
     EXPECT_EQ(pieces_read(unsent, &event), TANDEM_END);
     EXPECT(!core_wants_connection(&rig.core));
     struct tandem_stream *sent = running(&rig, 1);
     atomic_store(&sent->cancel, true);
-    atomic_store(&rig.core.cancels, true);
-    core_tick(&rig.core, rig.now_ms);
+    streams_cancel(&rig.core);
     rig_hear(&rig, TSP_CANCEL, 1);
     rig_lose(&rig);
     rig_connect(&rig); /* it is still wanted */
