@@ -588,6 +588,27 @@ TEST(a_drain_sends_new_requests_to_the_next_server) {
     core_free(&rig.core);
 }
 
+TEST(requests_are_sent_in_the_order_of_their_submission) {
+    struct rig rig;
+    struct core_options options = rig_options();
+    rig_start(&rig, &options);
+    for (uint8_t id = 1; id <= 6; id++) {
+        struct tandem_stream *stream = rig_submit(&rig, id, NEVER);
+        if (id == 3) {
+            stream_free(stream);
+        }
+    }
+    rig_connect(&rig);
+    EXPECT_EQ(rig_hear(&rig, TSP_SUBMIT, 1).body.submit.request_id[0], 1);
+    EXPECT_EQ(rig_hear(&rig, TSP_SUBMIT, 2).body.submit.request_id[0], 2);
+    EXPECT_EQ(rig_hear(&rig, TSP_SUBMIT, 3).body.submit.request_id[0], 4);
+    EXPECT_EQ(rig_hear(&rig, TSP_SUBMIT, 4).body.submit.request_id[0], 5);
+    rig_submit(&rig, 7, NEVER); /* later than one that waits for room */
+    rig_error(&rig, 2, TSP_CODE_INVALID, "no");
+    EXPECT_EQ(rig_hear(&rig, TSP_SUBMIT, 5).body.submit.request_id[0], 6);
+    core_free(&rig.core);
+}
+
 TEST(streams_above_the_servers_limit_wait) {
     struct rig rig;
     struct core_options options = rig_options();
