@@ -459,7 +459,10 @@ void stream_take(struct core *core, const struct tsp_message *message) {
         core_breach(core, "the server spoke of a stream that was not begun");
         return;
     }
-    core_progress(core);
+    /* That it takes nothing new is no progress: among servers that all say so the client must not run in circles. */
+    if (message->type != TSP_ERROR || message->body.error.code != TSP_CODE_DRAINING) {
+        core_progress(core);
+    }
     uint32_t place = place_of(core, number);
     struct tandem_stream *stream = place < core->n_attached ? core->attached[place] : NULL;
     if (stream != NULL && stream->number == number) {

@@ -588,6 +588,30 @@ TEST(a_drain_sends_new_requests_to_the_next_server) {
     core_free(&rig.core);
 }
 
+/* It is alive, but of no use: asking it again and again would be no pause, and no end either. */
+TEST(servers_that_all_drain_are_asked_with_growing_pauses_and_given_up) {
+    struct rig rig;
+    struct core_options options = rig_options();
+    int result;
+    options.n_servers = 2;
+    rig_start(&rig, &options);
+    struct tandem_stream *stream = rig_submit(&rig, 5, NEVER);
+    static const uint64_t pauses[] = {0, 20, 40, 80, 160};
+    for (size_t i = 0; i < sizeof pauses / sizeof pauses[0]; i++) {
+        EXPECT_EQ(rig.core.server, i % 2);
+        rig_connect(&rig);
+        rig_hear(&rig, TSP_SUBMIT, 1);
+        rig_error(&rig, 1, TSP_CODE_DRAINING, "The server is shutting down");
+        EXPECT_EQ(rig.core.link, LINK_NONE);
+        EXPECT_EQ(rig.core.connect_at_ms - rig.now_ms, pauses[i]);
+        rig.now_ms = rig.core.connect_at_ms;
+    }
+    core_tick(&rig.core, 1000 + options.give_up_ms);
+    rig_read(stream, &result);
+    EXPECT_EQ(result, TANDEM_UNREACHABLE);
+    core_free(&rig.core);
+}
+
 TEST(requests_are_sent_in_the_order_of_their_submission) {
     struct rig rig;
     struct core_options options = rig_options();
