@@ -136,6 +136,29 @@ TEST(knows_when_the_answer_begins_in_thought) {
     chat_template_free(chat_template);
 }
 
+/* Long texts that almost match at every place: a search that begins anew at each would take minutes. */
+TEST(a_long_continuation_that_is_not_shown_is_refused_soon) {
+    struct chat_template *chat_template = tiny();
+    size_t half = (size_t)3 << 20;
+    char *before = malloc(2 * half + 1);
+    char *last = malloc(half + 16);
+    memset(before, 'a', 2 * half);
+    before[2 * half] = 0;
+    memset(last, 'a', half);
+    strcpy(last + half, "</think>b");
+    struct chat_message messages[2] = {{.role = "user", .content = before}, {.role = "assistant", .content = last}};
+    struct chat_template_options options = {.continue_final_message = true};
+    struct buf out = {0};
+    bool thinking;
+    EXPECT_FAILS(chat_template_render(chat_template, messages, 2, &options, &out, &thinking), STATUS_INVALID,
+                 "messages[1].content: the template does not show it whole");
+    EXPECT_EQ(out.size, 0);
+    buf_free(&out);
+    free(before);
+    free(last);
+    chat_template_free(chat_template);
+}
+
 TEST(names_the_message_it_cannot_take) {
     struct chat_template *chat_template = tiny();
     struct buf out = {0};
