@@ -40,6 +40,7 @@ struct output_stream {
     uint32_t n_ids;                            /* pushed so far: what counts as generated */
     uint32_t n_reasoning_ids;                  /* of them pushed while reasoning, the one that ended it included */
     bool settled;                              /* it is known whether the output begins with <think> */
+    size_t n_blanks;                           /* until then: blanks that it begins with, as far as looked at */
     bool at_start;                             /* of the reasoning: line breaks are dropped */
     uint16_t stop_matched[REQUEST_MAX_STOPS];  /* bytes of each stop text that the output ends in */
     uint16_t *stop_failure[REQUEST_MAX_STOPS]; /* Knuth-Morris-Pratt borders of each stop text; NULL unless n_stops */

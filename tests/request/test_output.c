@@ -245,6 +245,34 @@ TEST(reasoning_tokens_are_counted) {
     request_context_free(context);
 }
 
+/* Blanks may stand before <think> in any number: looking at all of them anew for each would take minutes. */
+TEST(many_blanks_before_the_answer_are_looked_at_once) {
+    struct request_context *context = context_load();
+    struct request request = {.split_reasoning = true, .include_reasoning = true, .skip_special = true};
+    struct token_list ids = {0};
+    EXPECT_OK(tokenizer_encode(context->tokenizer, "\n<think>1", 9, TOKENIZE_SPECIALS, &ids));
+    EXPECT_EQ(ids.size, 3);
+    for (int thinks = 0; thinks < 2; thinks++) {
+        struct output_stream stream;
+        struct output_delta delta = {0};
+        size_t n = 400000;
+        output_stream_init(&stream, context, &request);
+        for (size_t i = 0; i < n; i++) {
+            output_stream_push(&stream, ids.ids[0], &delta);
+        }
+        EXPECT_EQ(delta.content.size + delta.reasoning.size, 0);
+        for (size_t i = thinks ? 1 : 2; i < 3; i++) {
+            output_stream_push(&stream, ids.ids[i], &delta);
+        }
+        EXPECT_EQ(delta.content.size, thinks ? 0 : n + 1);
+        EXPECT_EQ(delta.reasoning.size, thinks ? 1 : 0);
+        output_stream_free(&stream);
+        output_delta_free(&delta);
+    }
+    token_list_free(&ids);
+    request_context_free(context);
+}
+
 TEST(half_a_character_at_the_end_is_replaced) {
     struct request_context *context = context_load();
     struct request request = {.include_reasoning = true, .skip_special = true};
