@@ -43,8 +43,8 @@ void output_stream_init(struct output_stream *stream, const struct request_conte
     stream->phase = !request->split_reasoning     ? OUTPUT_CONTENT
                     : request->starts_in_thinking ? OUTPUT_REASONING
                                                   : OUTPUT_BEFORE;
-    stream->settled = !request->split_reasoning;
-    stream->at_start = true;
+    stream->settled = !request->split_reasoning || request->goes_on_thinking;
+    stream->at_start = !request->goes_on_thinking;
 }
 
 void output_stream_free(struct output_stream *stream) {

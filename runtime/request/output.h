@@ -7,7 +7,9 @@
  * the text up to "</think>" to the reasoning and the rest to the content. It starts inside the reasoning when the
  * prompt ends in "<think>\n"; else "<think>" counts only as the first thing of the output, blanks aside. Markers count
  * as tokens and as plain text alike, and are not shown. The line breaks right behind "<think>" and between "</think>"
- * and the answer belong to the markers and are dropped; the reasoning's own last line break stays. */
+ * and the answer belong to the markers and are dropped; the reasoning's own last line break stays. Where the output
+ * goes on with reasoning of the prompt's, its first text is no beginning: there is neither marker nor line break to
+ * drop. */
 #ifndef TANDEM_REQUEST_OUTPUT_H
 #define TANDEM_REQUEST_OUTPUT_H
 
