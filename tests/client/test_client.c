@@ -6,10 +6,12 @@
 #include "tests/client/support_wire.h"
 
 TEST(options_are_checked) {
-    const char *const good[] = {"tcp://[::1]:8001", "localhost:1"};
-    const char *const bad[] = {"localhost", "localhost:", ":1", "::1:8001", "localhost:http", "[]:1", ""};
+    const char *const good[] = {"tcp://[::1]:8001", "localhost:1", "localhost:65535"};
+    const char *const bad[] = {
+        "localhost", "localhost:", ":1",          "::1:8001",        "localhost:http",
+        "[]:1",      "",           "localhost:0", "localhost:65536", "localhost:99999999999999999999"};
     struct tandem_client *client;
-    struct tandem_options options = {.size = sizeof options, .servers = good, .n_servers = 2};
+    struct tandem_options options = {.size = sizeof options, .servers = good, .n_servers = 3};
     EXPECT_EQ(tandem_client_create(&options, &client), TANDEM_OK);
     tandem_client_free(client);
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
