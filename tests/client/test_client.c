@@ -56,6 +56,49 @@ TEST(an_event_loop_sees_every_step) {
     EXPECT_EQ(wire.closed, 1);
 }
 
+/* Such as TLS does: all is taken off the descriptor, and handed out in parts. */
+static uint8_t taken[ROOM];
+static size_t n_taken, n_given;
+
+static ptrdiff_t read_in_parts(void *connection, void *bytes, size_t size) {
+    if (n_given == n_taken) {
+        ptrdiff_t n = wire_read(connection, taken, sizeof taken);
+        if (n <= 0) {
+            return n;
+        }
+        n_taken = (size_t)n;
+        n_given = 0;
+    }
+    size_t left = n_taken - n_given;
+    size_t n = left < 3 ? left : 3;
+    EXPECT(n <= size);
+    memcpy(bytes, taken + n_given, n);
+    n_given += n;
+    return (ptrdiff_t)n;
+}
+
+TEST(bytes_that_a_transport_holds_are_not_waited_for) {
+    struct wire wire = {0};
+    struct tandem_client *client = connect_reading(&wire, read_in_parts);
+    struct tandem_stream *stream = ask(client);
+    struct tandem_event event;
+    struct tandem_wait wait;
+    tandem_client_process(client);
+    welcome(&wire);
+    unsigned n = 0;
+    do {
+        EXPECT_EQ(tandem_client_process(client), TANDEM_OK);
+        tandem_client_wait_for(client, &wait);
+        n++;
+    } while (wait.timeout_ms == 0);
+    EXPECT(n > 1);
+    accept_stream(&wire, hear(&wire, TSP_SUBMIT));
+    end(&wire, 1, TSP_FINISH_STOP);
+    EXPECT_EQ(tandem_stream_next(stream, TANDEM_FOREVER, &event), TANDEM_OK);
+    EXPECT(event.last);
+    tandem_client_free(client);
+}
+
 TEST(streams_take_turns) {
     struct wire wire = {0};
     struct tandem_client *client = connect_to(&wire);
