@@ -18,10 +18,12 @@
 struct tandem_client {
     struct core core; /* first, so that a stream's core is its client */
     pid_t pid;
-    int poll_fd; /* epoll: the connection and the wake-up */
-    int wake_fd; /* eventfd that tandem_stream_cancel writes */
+    int poll_fd;         /* epoll: the connection and the wake-up */
+    int wake_fd;         /* eventfd that tandem_stream_cancel writes */
+    atomic_bool cancels; /* some stream's `cancel` was set, and wake_fd written */
     struct tandem_transport transport;
     void *connection; /* NULL: none */
+    bool has_more;    /* it may hold bytes that its descriptor says nothing of */
     int watched_fd;   /* in poll_fd for the connection; -1: none */
     short watched_events;
     char **servers;
@@ -156,6 +158,7 @@ static void close_connection(struct tandem_client *client) {
     unwatch(client);
     client->transport.close(client->connection);
     client->connection = NULL;
+    client->has_more = false;
 }
 
 static void open_connection(struct tandem_client *client) {
@@ -181,18 +184,23 @@ static ptrdiff_t send_out(struct tandem_client *client) {
     return n >= 0 || n == -EAGAIN ? 0 : n;
 }
 
+/* Reads until nothing is left. A socket says so by a short read too; a user's transport, which may have taken more off
+ * its descriptor than it hands out at once, by -EAGAIN alone. */
 static ptrdiff_t receive(struct tandem_client *client) {
     struct core *core = &client->core;
+    bool is_socket = client->transport.read == tcp_transport.read;
+    client->has_more = false;
     for (int i = 0; i < READS_AT_ONCE && core->link != LINK_NONE; i++) {
         ptrdiff_t n = client->transport.read(client->connection, client->bytes, sizeof client->bytes);
         if (n <= 0) {
             return n == -EAGAIN ? 0 : n == 0 ? -ECONNRESET : n;
         }
         core_feed(core, client->bytes, (size_t)n, now_ms());
-        if ((size_t)n < sizeof client->bytes) {
-            break;
+        if (is_socket && (size_t)n < sizeof client->bytes) {
+            return 0;
         }
     }
+    client->has_more = true;
     return 0;
 }
 
@@ -249,8 +257,12 @@ int tandem_client_process(struct tandem_client *client) {
     if (is_foreign(client)) {
         return TANDEM_MISUSE;
     }
-    if (atomic_load(&client->core.cancels) && read(client->wake_fd, &woken, sizeof woken) < 0 && errno != EAGAIN) {
-        return TANDEM_SYSTEM;
+    /* The flag goes down before the wake-up is taken: a cancel that comes in between raises it again. */
+    if (atomic_exchange(&client->cancels, false)) {
+        if (read(client->wake_fd, &woken, sizeof woken) < 0 && errno != EAGAIN) {
+            return TANDEM_SYSTEM;
+        }
+        streams_cancel(&client->core);
     }
     pump(client);
     watch(client);
@@ -266,6 +278,9 @@ void tandem_client_wait_for(struct tandem_client *client, struct tandem_wait *wa
     uint64_t at = core_deadline(&client->core);
     *wait = (struct tandem_wait){.fd = client->poll_fd, .events = POLLIN, .timeout_ms = -1};
     watch(client);
+    if (client->has_more) {
+        at = now;
+    }
     if (at != NEVER) {
         uint64_t left = at > now ? at - now : 0;
         wait->timeout_ms = left < INT32_MAX ? (int)left : INT32_MAX;
@@ -356,7 +371,7 @@ void tandem_stream_cancel(struct tandem_stream *stream) {
     }
     while (write(client->wake_fd, &one, sizeof one) < 0 && errno == EINTR) {
     }
-    atomic_store(&client->core.cancels, true); /* last: who sees it takes the wake-up away */
+    atomic_store(&client->cancels, true); /* last: who sees it takes the wake-up away */
 }
 
 static uint64_t end_of(int timeout_ms) {

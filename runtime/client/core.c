@@ -332,9 +332,6 @@ static void check_trouble(struct core *core) {
 
 void core_tick(struct core *core, uint64_t now_ms) {
     core->now_ms = now_ms;
-    if (atomic_exchange(&core->cancels, false)) {
-        streams_cancel(core);
-    }
     if (now_ms >= core->earliest_ms) {
         streams_expire(core);
     }

@@ -129,12 +129,11 @@ struct core {
     int question_result; /* once it is answered; `status` then is of `status_server`, if TANDEM_OK */
     struct tsp_status_reply status;
     uint32_t status_server;
-    struct tandem_stream *streams;
-    uint32_t n_live;                       /* not over */
-    uint32_t n_waiting;                    /* STREAM_WAITING */
-    uint64_t earliest_ms;                  /* no stream's deadline is before */
-    atomic_bool cancels;                   /* some stream's `cancel` was set */
-    struct tandem_stream *ready, *readied; /* first and last with something to give out */
+    struct tandem_stream *streams, *newest; /* first and last submitted */
+    uint32_t n_live;                        /* not over */
+    uint32_t n_waiting;                     /* STREAM_WAITING */
+    uint64_t earliest_ms;                   /* no stream's deadline is before */
+    struct tandem_stream *ready, *readied;  /* first and last with something to give out */
 };
 
 void core_init(struct core *core, const struct core_options *options);

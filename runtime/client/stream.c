@@ -17,11 +17,13 @@ struct tandem_stream *stream_create(struct core *core, const uint8_t id[TSP_ID_B
     *fields = (struct buffer){0};
     stream->deadline_ms = deadline_ms;
     stream->result = TANDEM_AGAIN;
-    stream->next = core->streams;
-    if (stream->next != NULL) {
-        stream->next->previous = stream;
+    stream->previous = core->newest;
+    if (stream->previous != NULL) {
+        stream->previous->next = stream;
+    } else {
+        core->streams = stream;
     }
-    core->streams = stream;
+    core->newest = stream;
     core->earliest_ms = deadline_ms < core->earliest_ms ? deadline_ms : core->earliest_ms;
     core->n_waiting++;
     core->n_live++;
@@ -87,6 +89,8 @@ void stream_destroy(struct tandem_stream *stream) {
     }
     if (stream->next != NULL) {
         stream->next->previous = stream->previous;
+    } else {
+        core->newest = stream->previous;
     }
     pieces_free(stream);
     buffer_free(&stream->fields);
@@ -455,7 +459,10 @@ void stream_take(struct core *core, const struct tsp_message *message) {
         core_breach(core, "the server spoke of a stream that was not begun");
         return;
     }
-    core_progress(core);
+    /* That it takes nothing new is no progress: among servers that all say so the client must not run in circles. */
+    if (message->type != TSP_ERROR || message->body.error.code != TSP_CODE_DRAINING) {
+        core_progress(core);
+    }
     uint32_t place = place_of(core, number);
     struct tandem_stream *stream = place < core->n_attached ? core->attached[place] : NULL;
     if (stream != NULL && stream->number == number) {

@@ -18,13 +18,20 @@ struct tcp {
     struct addrinfo *addresses, *next;
 };
 
+/* Whether `text` is a port that a server can have; getaddrinfo() would take the lowest 16 bits of a larger number. */
+static bool is_port(const char *text) {
+    size_t digits = strspn(text, "0123456789");
+    unsigned long port = strtoul(text, NULL, 10);
+    return digits > 0 && text[digits] == '\0' && port > 0 && port <= UINT16_MAX;
+}
+
 /* Splits a server's name; false when it is none. */
 static bool split(const char *server, char host[MAX_HOST], const char **port) {
     if (strncmp(server, SCHEME, sizeof SCHEME - 1) == 0) {
         server += sizeof SCHEME - 1;
     }
     const char *colon = strrchr(server, ':');
-    if (colon == NULL || colon == server || colon[1] == '\0' || strspn(colon + 1, "0123456789") != strlen(colon + 1)) {
+    if (colon == NULL || colon == server || !is_port(colon + 1)) {
         return false;
     }
     size_t size = (size_t)(colon - server);

@@ -213,13 +213,15 @@ static enum status parse_template_options(const struct openai_parse *parse, stru
     return STATUS_OK;
 }
 
-/* Whether an assistant's text stops inside its thinking, so that the answer goes on there. */
-static bool ends_in_thinking(const char *content) {
+/* What an assistant's text holds of thinking that it stops inside of, so that the answer goes on there; NULL where it
+ * does not. */
+static const char *open_thinking(const char *content) {
     const char *open = NULL;
-    for (const char *at = content; (at = strstr(at, "<think>")) != NULL; at++) {
+    for (const char *at = content; (at = strstr(at, "<think>")) != NULL;) {
+        at += strlen("<think>");
         open = at;
     }
-    return open != NULL && strstr(open, "</think>") == NULL;
+    return open != NULL && strstr(open, "</think>") == NULL ? open : NULL;
 }
 
 /* What messages hold is text and cannot forge the template's tokens; only a final message that is to be continued
@@ -251,8 +253,10 @@ static enum status render(struct openai_parse *parse, const struct messages *mes
     TRY(status);
     CHECK(messages->items != NULL && messages->n > 0, "a list without messages is refused");
     const char *last = messages->items[messages->n - 1].content;
-    if (options.continue_final_message && last != NULL && ends_in_thinking(last)) {
+    const char *thought = options.continue_final_message && last != NULL ? open_thinking(last) : NULL;
+    if (thought != NULL) {
         request->starts_in_thinking = true;
+        request->goes_on_thinking = thought[strspn(thought, "\r\n")] != 0;
     }
     request->split_reasoning = true;
     if (request->prompts[0].size == 0) {

@@ -43,8 +43,8 @@ void output_stream_init(struct output_stream *stream, const struct request_conte
     stream->phase = !request->split_reasoning     ? OUTPUT_CONTENT
                     : request->starts_in_thinking ? OUTPUT_REASONING
                                                   : OUTPUT_BEFORE;
-    stream->settled = !request->split_reasoning;
-    stream->at_start = true;
+    stream->settled = !request->split_reasoning || request->goes_on_thinking;
+    stream->at_start = !request->goes_on_thinking;
 }
 
 void output_stream_free(struct output_stream *stream) {
@@ -78,10 +78,11 @@ static size_t partial_close(const char *text, size_t size) {
 /* Leading blanks and a possible <think> wait until it is clear what they are; `last` says that no more comes. */
 static void settle_beginning(struct output_stream *stream, bool last) {
     const struct buf *text = &stream->marker;
-    size_t blanks = 0;
+    size_t blanks = stream->n_blanks;
     while (blanks < text->size && strchr(" \t\r\n", text->data[blanks]) != NULL && text->data[blanks] != 0) {
         blanks++;
     }
+    stream->n_blanks = blanks;
     size_t marker_size = sizeof open_marker - 1;
     size_t have = text->size - blanks < marker_size ? text->size - blanks : marker_size;
     bool matches = have == 0 || memcmp(text->data + blanks, open_marker, have) == 0;

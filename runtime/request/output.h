@@ -7,7 +7,9 @@
  * the text up to "</think>" to the reasoning and the rest to the content. It starts inside the reasoning when the
  * prompt ends in "<think>\n"; else "<think>" counts only as the first thing of the output, blanks aside. Markers count
  * as tokens and as plain text alike, and are not shown. The line breaks right behind "<think>" and between "</think>"
- * and the answer belong to the markers and are dropped; the reasoning's own last line break stays. */
+ * and the answer belong to the markers and are dropped; the reasoning's own last line break stays. Where the output
+ * goes on with reasoning of the prompt's, its first text is no beginning: there is neither marker nor line break to
+ * drop. */
 #ifndef TANDEM_REQUEST_OUTPUT_H
 #define TANDEM_REQUEST_OUTPUT_H
 
@@ -40,6 +42,7 @@ struct output_stream {
     uint32_t n_ids;                            /* pushed so far: what counts as generated */
     uint32_t n_reasoning_ids;                  /* of them pushed while reasoning, the one that ended it included */
     bool settled;                              /* it is known whether the output begins with <think> */
+    size_t n_blanks;                           /* until then: blanks that it begins with, as far as looked at */
     bool at_start;                             /* of the reasoning: line breaks are dropped */
     uint16_t stop_matched[REQUEST_MAX_STOPS];  /* bytes of each stop text that the output ends in */
     uint16_t *stop_failure[REQUEST_MAX_STOPS]; /* Knuth-Morris-Pratt borders of each stop text; NULL unless n_stops */

@@ -71,6 +71,7 @@ struct request {
 
     bool split_reasoning;    /* chat: what stands between <think> and </think> goes to the reasoning */
     bool starts_in_thinking; /* the prompt ends inside <think> */
+    bool goes_on_thinking;   /* and holds reasoning behind it: the answer's first text is no beginning */
     bool include_reasoning;  /* else the reasoning is generated and not shown */
     bool skip_special;       /* special tokens have no text */
     bool include_stop_text;  /* the stop text that ended the answer stays in it */

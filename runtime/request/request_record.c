@@ -10,7 +10,8 @@ enum {
     RECORD_SKIP_SPECIAL = 8,
     RECORD_INCLUDE_STOP_TEXT = 16,
     RECORD_ECHO = 32,
-    RECORD_FLAGS = 63
+    RECORD_GOES_ON_THINKING = 64,
+    RECORD_FLAGS = 127
 };
 
 static void put_text(struct byte_writer *out, const char *text, size_t size) {
@@ -31,6 +32,7 @@ void request_record_write(const struct request *request, uint32_t prompt, struct
     write_u32(&writer, request->n_prompts);
     write_u32(&writer, (request->split_reasoning ? RECORD_SPLIT_REASONING : 0u) |
                            (request->starts_in_thinking ? RECORD_STARTS_IN_THINKING : 0u) |
+                           (request->goes_on_thinking ? RECORD_GOES_ON_THINKING : 0u) |
                            (request->include_reasoning ? RECORD_INCLUDE_REASONING : 0u) |
                            (request->skip_special ? RECORD_SKIP_SPECIAL : 0u) |
                            (request->include_stop_text ? RECORD_INCLUDE_STOP_TEXT : 0u) |
@@ -88,6 +90,7 @@ static enum status read_record(struct byte_reader *reader, uint32_t prompt, stru
     request->prompts = xcalloc(n_prompts, sizeof *request->prompts);
     request->split_reasoning = (flags & RECORD_SPLIT_REASONING) != 0;
     request->starts_in_thinking = (flags & RECORD_STARTS_IN_THINKING) != 0;
+    request->goes_on_thinking = (flags & RECORD_GOES_ON_THINKING) != 0;
     request->include_reasoning = (flags & RECORD_INCLUDE_REASONING) != 0;
     request->skip_special = (flags & RECORD_SKIP_SPECIAL) != 0;
     request->include_stop_text = (flags & RECORD_INCLUDE_STOP_TEXT) != 0;

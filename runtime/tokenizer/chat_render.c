@@ -101,8 +101,9 @@ static void put_json_string(struct chat_render *render, const char *text) {
 
 static enum status need_content(const struct chat_message *message, size_t index) {
     if (message->content == NULL) {
-        FAIL(STATUS_INVALID, "messages[%zu].content: is null, which the chat template takes from an assistant only",
-             index);
+        FAIL(STATUS_INVALID,
+             "messages[%zu].content: is null, which the chat template does not take from role \"%.40s\"", index,
+             message->role);
     }
     return STATUS_OK;
 }

@@ -1,3 +1,4 @@
+#define _GNU_SOURCE /* memmem */
 #include "runtime/tokenizer/chat_template.h"
 
 #include <stdlib.h>
@@ -201,10 +202,6 @@ static bool opens_thinking(const char *text, size_t size) {
     return open != SIZE_MAX && (close == SIZE_MAX || close < open);
 }
 
-static bool contains(const char *text, size_t size, const char *part, size_t part_size) {
-    return part_size == 0 || find_last(text, size, part, part_size) != SIZE_MAX;
-}
-
 /* The end of transformers' render_jinja_template(): cuts the text where the tag stands. */
 static enum status cut_at_tag(struct chat_render *render, size_t start, const struct chat_message *last, size_t index) {
     struct buf *out = render->out;
@@ -213,7 +210,8 @@ static enum status cut_at_tag(struct chat_render *render, size_t start, const st
     size_t end = strlen(last->content);
     chat_trim(last->content, &begin, &end);
     size_t at = find_last(out->data + start, out->size - start, continue_tag, tag_size - 1);
-    if (at == SIZE_MAX || !contains(out->data + start, out->size - start, last->content + begin, end - begin)) {
+    /* Both texts are the client's and may be long: memmem takes linear time. */
+    if (at == SIZE_MAX || memmem(out->data + start, out->size - start, last->content + begin, end - begin) == NULL) {
         FAIL(STATUS_INVALID,
              "messages[%zu].content: the template does not show it whole, so that it cannot be continued", index);
     }

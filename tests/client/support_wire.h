@@ -53,11 +53,13 @@ static inline void wire_close(void *connection) {
     wire->closed++;
 }
 
-static inline struct tandem_client *connect_to(struct wire *wire) {
+typedef ptrdiff_t wire_read_fn(void *connection, void *bytes, size_t size);
+
+static inline struct tandem_client *connect_reading(struct wire *wire, wire_read_fn *read) {
     static const char *const servers[] = {"the other end"};
     struct tandem_transport transport = {.context = wire,
                                          .open = wire_open,
-                                         .read = wire_read,
+                                         .read = read,
                                          .write = wire_write,
                                          .descriptor = wire_descriptor,
                                          .close = wire_close};
@@ -66,6 +68,10 @@ static inline struct tandem_client *connect_to(struct wire *wire) {
     struct tandem_client *client;
     EXPECT_EQ(tandem_client_create(&options, &client), TANDEM_OK);
     return client;
+}
+
+static inline struct tandem_client *connect_to(struct wire *wire) {
+    return connect_reading(wire, wire_read);
 }
 
 static inline struct tandem_stream *ask(struct tandem_client *client) {

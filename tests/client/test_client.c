@@ -6,10 +6,12 @@
 #include "tests/client/support_wire.h"
 
 TEST(options_are_checked) {
-    const char *const good[] = {"tcp://[::1]:8001", "localhost:1"};
-    const char *const bad[] = {"localhost", "localhost:", ":1", "::1:8001", "localhost:http", "[]:1", ""};
+    const char *const good[] = {"tcp://[::1]:8001", "localhost:1", "localhost:65535"};
+    const char *const bad[] = {
+        "localhost", "localhost:", ":1",          "::1:8001",        "localhost:http",
+        "[]:1",      "",           "localhost:0", "localhost:65536", "localhost:99999999999999999999"};
     struct tandem_client *client;
-    struct tandem_options options = {.size = sizeof options, .servers = good, .n_servers = 2};
+    struct tandem_options options = {.size = sizeof options, .servers = good, .n_servers = 3};
     EXPECT_EQ(tandem_client_create(&options, &client), TANDEM_OK);
     tandem_client_free(client);
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
@@ -52,6 +54,49 @@ TEST(an_event_loop_sees_every_step) {
     EXPECT_EQ(hear(&wire, TSP_BYE), 0);
     EXPECT_EQ(wire.opened, 1);
     EXPECT_EQ(wire.closed, 1);
+}
+
+/* Such as TLS does: all is taken off the descriptor, and handed out in parts. */
+static uint8_t taken[ROOM];
+static size_t n_taken, n_given;
+
+static ptrdiff_t read_in_parts(void *connection, void *bytes, size_t size) {
+    if (n_given == n_taken) {
+        ptrdiff_t n = wire_read(connection, taken, sizeof taken);
+        if (n <= 0) {
+            return n;
+        }
+        n_taken = (size_t)n;
+        n_given = 0;
+    }
+    size_t left = n_taken - n_given;
+    size_t n = left < 3 ? left : 3;
+    EXPECT(n <= size);
+    memcpy(bytes, taken + n_given, n);
+    n_given += n;
+    return (ptrdiff_t)n;
+}
+
+TEST(bytes_that_a_transport_holds_are_not_waited_for) {
+    struct wire wire = {0};
+    struct tandem_client *client = connect_reading(&wire, read_in_parts);
+    struct tandem_stream *stream = ask(client);
+    struct tandem_event event;
+    struct tandem_wait wait;
+    tandem_client_process(client);
+    welcome(&wire);
+    unsigned n = 0;
+    do {
+        EXPECT_EQ(tandem_client_process(client), TANDEM_OK);
+        tandem_client_wait_for(client, &wait);
+        n++;
+    } while (wait.timeout_ms == 0);
+    EXPECT(n > 1);
+    accept_stream(&wire, hear(&wire, TSP_SUBMIT));
+    end(&wire, 1, TSP_FINISH_STOP);
+    EXPECT_EQ(tandem_stream_next(stream, TANDEM_FOREVER, &event), TANDEM_OK);
+    EXPECT(event.last);
+    tandem_client_free(client);
 }
 
 TEST(streams_take_turns) {
@@ -183,6 +228,35 @@ TEST(another_threads_cancel_wakes_who_waits) {
     pthread_join(threads[0], NULL);
     pthread_join(threads[1], NULL);
     EXPECT_EQ(tandem_stream_next(stream, 0, &event), TANDEM_END);
+    tandem_client_free(client);
+}
+
+static struct tandem_stream *cancelled_in_read;
+
+static ptrdiff_t cancel_and_read(void *connection, void *bytes, size_t size) {
+    if (cancelled_in_read != NULL) {
+        tandem_stream_cancel(cancelled_in_read);
+    }
+    return wire_read(connection, bytes, size);
+}
+
+/* As another thread's may be: while the client is at work on the cancel before it. */
+TEST(a_cancel_in_the_middle_of_the_work_leaves_no_wake_up_behind) {
+    struct wire wire = {0};
+    struct tandem_client *client = connect_reading(&wire, cancel_and_read);
+    struct tandem_stream *first = ask(client);
+    struct tandem_stream *second = ask(client);
+    struct tandem_wait wait;
+    serve(&wire, client, 2);
+    tandem_stream_cancel(first);
+    cancelled_in_read = second;
+    for (int i = 0; i < 2; i++) {
+        EXPECT_EQ(tandem_client_process(client), TANDEM_OK);
+    }
+    EXPECT_EQ(hear(&wire, TSP_CANCEL) + hear(&wire, TSP_CANCEL), 3);
+    tandem_client_wait_for(client, &wait);
+    struct pollfd descriptor = {.fd = wait.fd, .events = wait.events};
+    EXPECT_EQ(poll(&descriptor, 1, 0), 0); /* else whoever waits on it never sleeps again */
     tandem_client_free(client);
 }
 

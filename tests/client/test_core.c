@@ -342,16 +342,14 @@ TEST(cancel_before_and_after_the_submit) {
     rig_start(&rig, &options);
     struct tandem_stream *unsent = rig_submit(&rig, 6, NEVER);
     atomic_store(&unsent->cancel, true);
-    atomic_store(&rig.core.cancels, true);
-    core_tick(&rig.core, rig.now_ms);
+    streams_cancel(&rig.core);
     EXPECT_EQ(pieces_read(unsent, &event), TANDEM_OK);
     EXPECT_EQ(event.finish, TANDEM_FINISH_CANCELLED);
     EXPECT_EQ(pieces_read(unsent, &event), TANDEM_END);
     EXPECT(!core_wants_connection(&rig.core));
     struct tandem_stream *sent = running(&rig, 1);
     atomic_store(&sent->cancel, true);
-    atomic_store(&rig.core.cancels, true);
-    core_tick(&rig.core, rig.now_ms);
+    streams_cancel(&rig.core);
     rig_hear(&rig, TSP_CANCEL, 1);
     rig_lose(&rig);
     rig_connect(&rig); /* it is still wanted */
@@ -587,6 +585,51 @@ TEST(a_drain_sends_new_requests_to_the_next_server) {
     rig_hear_ack(&rig, 5);
     rig_hear(&rig, TSP_PING, 0);
     EXPECT_EQ(rig_hear(&rig, TSP_SUBMIT, 1).body.submit.request_id[0], 6);
+    core_free(&rig.core);
+}
+
+/* It is alive, but of no use: asking it again and again would be no pause, and no end either. */
+TEST(servers_that_all_drain_are_asked_with_growing_pauses_and_given_up) {
+    struct rig rig;
+    struct core_options options = rig_options();
+    int result;
+    options.n_servers = 2;
+    rig_start(&rig, &options);
+    struct tandem_stream *stream = rig_submit(&rig, 5, NEVER);
+    static const uint64_t pauses[] = {0, 20, 40, 80, 160};
+    for (size_t i = 0; i < sizeof pauses / sizeof pauses[0]; i++) {
+        EXPECT_EQ(rig.core.server, i % 2);
+        rig_connect(&rig);
+        rig_hear(&rig, TSP_SUBMIT, 1);
+        rig_error(&rig, 1, TSP_CODE_DRAINING, "The server is shutting down");
+        EXPECT_EQ(rig.core.link, LINK_NONE);
+        EXPECT_EQ(rig.core.connect_at_ms - rig.now_ms, pauses[i]);
+        rig.now_ms = rig.core.connect_at_ms;
+    }
+    core_tick(&rig.core, 1000 + options.give_up_ms);
+    rig_read(stream, &result);
+    EXPECT_EQ(result, TANDEM_UNREACHABLE);
+    core_free(&rig.core);
+}
+
+TEST(requests_are_sent_in_the_order_of_their_submission) {
+    struct rig rig;
+    struct core_options options = rig_options();
+    rig_start(&rig, &options);
+    for (uint8_t id = 1; id <= 6; id++) {
+        struct tandem_stream *stream = rig_submit(&rig, id, NEVER);
+        if (id == 3) {
+            stream_free(stream);
+        }
+    }
+    rig_connect(&rig);
+    EXPECT_EQ(rig_hear(&rig, TSP_SUBMIT, 1).body.submit.request_id[0], 1);
+    EXPECT_EQ(rig_hear(&rig, TSP_SUBMIT, 2).body.submit.request_id[0], 2);
+    EXPECT_EQ(rig_hear(&rig, TSP_SUBMIT, 3).body.submit.request_id[0], 4);
+    EXPECT_EQ(rig_hear(&rig, TSP_SUBMIT, 4).body.submit.request_id[0], 5);
+    rig_submit(&rig, 7, NEVER); /* later than one that waits for room */
+    rig_error(&rig, 2, TSP_CODE_INVALID, "no");
+    EXPECT_EQ(rig_hear(&rig, TSP_SUBMIT, 5).body.submit.request_id[0], 6);
     core_free(&rig.core);
 }
 

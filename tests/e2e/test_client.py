@@ -130,6 +130,11 @@ def refusals_carry_code_and_field():
             expect_refused(2004, lambda: list(client.generate(ids=[15] * 4000, max_tokens=4000)))
             expect_refused(-8, lambda: client.generate(prompt="1", temprature=1.0))
             expect_refused(-8, lambda: client.generate(prompt="1", max_tokens=-1))
+            for ids in [-1], [1 << 32]:  # not the id that their lowest 32 bits are
+                expect_refused(-8, lambda: client.generate(ids=ids))
+                expect_refused(-8, lambda: client.generate(prompt="1", stop_token_ids=ids))
+                expect_refused(-8, lambda: client.generate(prompt="1", logit_bias={ids[0]: 1.0}))
+            expect_refused(-8, lambda: client.resume(bytes(16), [-1]))
             expect_equal(len(parts(client.generate(prompt="1", max_tokens=3, ignore_eos=True))[0][0]["ids"]), 3, "ids")
         server.stop()
     expect_refused(-8, lambda: Client(["localhost"]))

@@ -1,6 +1,7 @@
 """Who holds which descriptors: /proc/PID/fd of every process against the table in launcher/descriptors.c."""
 
 import collections
+import contextlib
 import os
 import re
 
@@ -35,11 +36,12 @@ def allowed(holder, replicas, world):
 
 
 def held(pid):
-    """Targets of the descriptors from 3 on."""
+    """Targets of the descriptors from 3 on, but for those that are closed while they are looked at."""
     targets = []
     for entry in os.listdir(f"/proc/{pid}/fd"):
         if int(entry) > 2:
-            targets.append(os.readlink(f"/proc/{pid}/fd/{entry}"))
+            with contextlib.suppress(FileNotFoundError):
+                targets.append(os.readlink(f"/proc/{pid}/fd/{entry}"))
     return targets
 
 

@@ -72,7 +72,7 @@ static void take_turn_of(struct world *world, struct tandem_stream **stream, uin
     case 0: read_all(world, *stream); break;
     case 1:
         atomic_store(&(*stream)->cancel, true);
-        atomic_store(&world->core.cancels, true);
+        streams_cancel(&world->core);
         break;
     case 2:
         stream_free(*stream);

@@ -67,6 +67,7 @@ static void expect_same(const struct request *a, const struct request *b) {
     }
     EXPECT_EQ(a->split_reasoning, b->split_reasoning);
     EXPECT_EQ(a->starts_in_thinking, b->starts_in_thinking);
+    EXPECT_EQ(a->goes_on_thinking, b->goes_on_thinking);
     EXPECT_EQ(a->include_reasoning, b->include_reasoning);
     EXPECT_EQ(a->skip_special, b->skip_special);
     EXPECT_EQ(a->include_stop_text, b->include_stop_text);
@@ -255,6 +256,8 @@ TEST(a_record_writes_the_same_output) {
         "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"include_reasoning\":false,\"ignore_eos\":true}",
         "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"skip_special_tokens\":false,\"ignore_eos\":true}",
         "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"stop\":\"=\",\"include_stop_str_in_output\":true}",
+        "{\"messages\":[{\"role\":\"assistant\",\"content\":\"<think>x\"}],\"continue_final_message\":true,"
+        "\"ignore_eos\":true}",
     };
     struct request_context *context = context_load();
     for (size_t i = 0; i < sizeof bodies / sizeof bodies[0]; i++) {
@@ -262,6 +265,7 @@ TEST(a_record_writes_the_same_output) {
         EXPECT_OK(context_parse(context, OPENAI_CHAT, bodies[i], &request));
         struct request *kept = keep(request, 0);
         EXPECT_EQ(request_sequences(kept), request_sequences(request));
+        EXPECT_EQ(kept->goes_on_thinking, request->goes_on_thinking);
         expect_same_output(context, request, kept);
         request_free(kept);
         request_free(request);

@@ -195,7 +195,7 @@ TEST(a_final_message_is_continued) {
               "{\"messages\":[{\"role\":\"user\",\"content\":\"1 + 1\"},{\"role\":\"assistant\",\"content\":"
               "\"<think>\\nLet me\"}],\"continue_final_message\":true}");
     EXPECT_TEXT(prompt_text(context, request, 0), BOS "<｜User｜>1 + 1<｜Assistant｜><think>\nLet me");
-    EXPECT(request->starts_in_thinking);
+    EXPECT(request->starts_in_thinking && request->goes_on_thinking);
     unsigned thinks = 0; /* the model's own marker, as one token */
     for (size_t i = 0; i < request->prompts[0].size; i++) {
         thinks += request->prompts[0].ids[i] == context->think_id;
@@ -205,7 +205,12 @@ TEST(a_final_message_is_continued) {
     request = parse(context, OPENAI_CHAT,
                     "{\"messages\":[{\"role\":\"user\",\"content\":\"1 + 1\"},{\"role\":\"assistant\",\"content\":"
                     "\"The sum\"}],\"continue_final_message\":true,\"add_generation_prompt\":false}");
-    EXPECT(!request->starts_in_thinking);
+    EXPECT(!request->starts_in_thinking && !request->goes_on_thinking);
+    request_free(request);
+    request = parse(context, OPENAI_CHAT,
+                    "{\"messages\":[{\"role\":\"user\",\"content\":\"1 + 1\"},{\"role\":\"assistant\",\"content\":"
+                    "\"<think>\\n\"}],\"continue_final_message\":true}");
+    EXPECT(request->starts_in_thinking && !request->goes_on_thinking); /* as the template's own beginning */
     request_free(request);
     request_context_free(context);
 }

@@ -45,12 +45,12 @@ static void split_think(const char *text, const struct request *request, struct 
         return;
     }
     const char *begin = text + strspn(text, " \t\r\n");
-    bool marked = strncmp(begin, "<think>", 7) == 0;
+    bool marked = strncmp(begin, "<think>", 7) == 0 && !request->goes_on_thinking;
     if (!marked && !request->starts_in_thinking) {
         strcpy(out->content, text);
         return;
     }
-    const char *reasoning = skip_breaks(marked ? begin + 7 : text);
+    const char *reasoning = request->goes_on_thinking ? text : skip_breaks(marked ? begin + 7 : text);
     const char *close = strstr(reasoning, "</think>");
     strcpy(out->reasoning, reasoning);
     out->content[0] = 0;
@@ -159,6 +159,7 @@ static void fuzz_splits(uint64_t seed, unsigned rounds) {
         struct request request = {.include_reasoning = true, .skip_special = true};
         request.split_reasoning = rng_next(&random) % 4 != 0;
         request.starts_in_thinking = request.split_reasoning && rng_next(&random) % 2 == 0;
+        request.goes_on_thinking = request.starts_in_thinking && rng_next(&random) % 2 == 0;
         request.include_stop_text = rng_next(&random) % 4 == 0;
         for (uint64_t n = rng_next(&random) % 4; n > 0; n--) {
             add_stop(&request, stops[rng_next(&random) % (sizeof stops / sizeof stops[0])]);
@@ -241,6 +242,54 @@ TEST(reasoning_tokens_are_counted) {
     EXPECT_TEXT(buf_cstr(&delta.content), "2");
     output_stream_free(&stream);
     output_delta_free(&delta);
+    token_list_free(&ids);
+    request_context_free(context);
+}
+
+TEST(reasoning_that_goes_on_keeps_its_line_breaks) {
+    struct request_context *context = context_load();
+    struct request request = {.split_reasoning = true,
+                              .starts_in_thinking = true,
+                              .goes_on_thinking = true,
+                              .include_reasoning = true,
+                              .skip_special = true};
+    struct token_list ids = {0};
+    EXPECT_OK(tokenizer_encode(context->tokenizer, "\n\n2</think>\n\n3", 14, TOKENIZE_SPECIALS, &ids));
+    struct output_stream stream;
+    struct output_delta delta = {0};
+    read_all(context, &request, ids.ids, ids.size, &stream, &delta);
+    EXPECT_TEXT(buf_cstr(&delta.reasoning), "\n\n2");
+    EXPECT_TEXT(buf_cstr(&delta.content), "3");
+    output_stream_free(&stream);
+    output_delta_free(&delta);
+    token_list_free(&ids);
+    request_context_free(context);
+}
+
+/* Blanks may stand before <think> in any number: looking at all of them anew for each would take minutes. */
+TEST(many_blanks_before_the_answer_are_looked_at_once) {
+    struct request_context *context = context_load();
+    struct request request = {.split_reasoning = true, .include_reasoning = true, .skip_special = true};
+    struct token_list ids = {0};
+    EXPECT_OK(tokenizer_encode(context->tokenizer, "\n<think>1", 9, TOKENIZE_SPECIALS, &ids));
+    EXPECT_EQ(ids.size, 3);
+    for (int thinks = 0; thinks < 2; thinks++) {
+        struct output_stream stream;
+        struct output_delta delta = {0};
+        size_t n = 400000;
+        output_stream_init(&stream, context, &request);
+        for (size_t i = 0; i < n; i++) {
+            output_stream_push(&stream, ids.ids[0], &delta);
+        }
+        EXPECT_EQ(delta.content.size + delta.reasoning.size, 0);
+        for (size_t i = thinks ? 1 : 2; i < 3; i++) {
+            output_stream_push(&stream, ids.ids[i], &delta);
+        }
+        EXPECT_EQ(delta.content.size, thinks ? 0 : n + 1);
+        EXPECT_EQ(delta.reasoning.size, thinks ? 1 : 0);
+        output_stream_free(&stream);
+        output_delta_free(&delta);
+    }
     token_list_free(&ids);
     request_context_free(context);
 }

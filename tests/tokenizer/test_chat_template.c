@@ -136,6 +136,29 @@ TEST(knows_when_the_answer_begins_in_thought) {
     chat_template_free(chat_template);
 }
 
+/* Long texts that almost match at every place: a search that begins anew at each would take minutes. */
+TEST(a_long_continuation_that_is_not_shown_is_refused_soon) {
+    struct chat_template *chat_template = tiny();
+    size_t half = (size_t)3 << 20;
+    char *before = malloc(2 * half + 1);
+    char *last = malloc(half + 16);
+    memset(before, 'a', 2 * half);
+    before[2 * half] = 0;
+    memset(last, 'a', half);
+    strcpy(last + half, "</think>b");
+    struct chat_message messages[2] = {{.role = "user", .content = before}, {.role = "assistant", .content = last}};
+    struct chat_template_options options = {.continue_final_message = true};
+    struct buf out = {0};
+    bool thinking;
+    EXPECT_FAILS(chat_template_render(chat_template, messages, 2, &options, &out, &thinking), STATUS_INVALID,
+                 "messages[1].content: the template does not show it whole");
+    EXPECT_EQ(out.size, 0);
+    buf_free(&out);
+    free(before);
+    free(last);
+    chat_template_free(chat_template);
+}
+
 TEST(names_the_message_it_cannot_take) {
     struct chat_template *chat_template = tiny();
     struct buf out = {0};
@@ -146,7 +169,7 @@ TEST(names_the_message_it_cannot_take) {
                  "messages[1].role: \"wizard\"");
     messages[1] = (struct chat_message){.role = "user"};
     EXPECT_FAILS(chat_template_render(chat_template, messages, 2, &options, &out, &thinking), STATUS_INVALID,
-                 "messages[1].content: is null");
+                 "messages[1].content: is null, which the chat template does not take from role \"user\"");
     struct chat_tool_call call = {.type = "function", .name = "f"};
     messages[1] = (struct chat_message){.role = "assistant", .tool_calls = &call, .n_tool_calls = 1};
     EXPECT_FAILS(chat_template_render(chat_template, messages, 2, &options, &out, &thinking), STATUS_INVALID,
@@ -177,6 +200,24 @@ TEST(refuses_unknown_templates_and_names_the_known) {
     EXPECT_FAILS(chat_template_parse(injected, strlen(injected), NULL, NULL, &chat_template), STATUS_UNSUPPORTED,
                  "none of the known");
     EXPECT_FAILS(chat_template_load("/nonexistent", &chat_template), STATUS_NOT_FOUND, "chat_template.jinja");
+}
+
+/* Only R1's template takes a call without content; the others' refusal must not say that they do. */
+TEST(names_the_role_whose_content_is_missing) {
+    static const char *const names[] = {"Llama 3", "Llama 3.1", "ChatML (SmolLM2)"};
+    struct chat_message message = {.role = "assistant"};
+    struct chat_template_options options = {.add_generation_prompt = true};
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        struct chat_template *chat_template;
+        struct buf out = {0};
+        bool thinking;
+        EXPECT_OK(chat_template_named(names[i], "<s>", "</s>", &chat_template));
+        EXPECT_FAILS(chat_template_render(chat_template, &message, 1, &options, &out, &thinking), STATUS_INVALID,
+                     "messages[0].content: is null, which the chat template does not take from role \"assistant\"");
+        EXPECT_EQ(out.size, 0);
+        buf_free(&out);
+        chat_template_free(chat_template);
+    }
 }
 
 TEST(llama31_refuses_tools) {

@@ -187,8 +187,17 @@ def _check(result: int, what: str) -> None:
 # ---- requests
 
 
-def _ids(values: Sequence[int]) -> ctypes.Array:
-    return (ctypes.c_uint32 * len(values))(*values)
+def _numbers(kind: type, values: Sequence[int], param: str) -> ctypes.Array:
+    """An array of unsigned numbers, of which ctypes would silently take the lowest bits."""
+    limit = 1 << 8 * ctypes.sizeof(kind)
+    for value in values:
+        if not 0 <= value < limit:
+            raise TandemError(-8, f"{param}: {value!r} is not from 0 to {limit - 1}", param)
+    return (kind * len(values))(*values)
+
+
+def _ids(values: Sequence[int], param: str) -> ctypes.Array:
+    return _numbers(ctypes.c_uint32, values, param)
 
 
 def _encoded(text: Optional[str], param: str = "messages") -> Optional[bytes]:
@@ -203,7 +212,7 @@ def _put_text(request: int, field: str, text: str) -> None:
 
 
 def _put_ids(request: int, field: str, values: Sequence[int]) -> None:
-    _check(_library.tandem_request_ids(request, field.encode(), _ids(values), len(values)), field)
+    _check(_library.tandem_request_ids(request, field.encode(), _ids(values, field), len(values)), field)
 
 
 def _put_message(request: int, message: dict) -> None:
@@ -217,7 +226,8 @@ def _put_message(request: int, message: dict) -> None:
 
 def _put_bias(request: int, bias: Dict[int, float]) -> None:
     values = (ctypes.c_float * len(bias))(*bias.values())
-    _check(_library.tandem_request_bias(request, _ids([int(id) for id in bias]), values, len(bias)), "logit_bias")
+    ids = _ids([int(id) for id in bias], "logit_bias")
+    _check(_library.tandem_request_bias(request, ids, values, len(bias)), "logit_bias")
 
 
 _FLOATS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
@@ -397,7 +407,7 @@ class Client:
         if len(id) != _ID_BYTES:
             raise TandemError(-8, f"id: {len(id)} bytes; a stream's id has {_ID_BYTES}", "id")
         handle = _POINTER()
-        array = (ctypes.c_uint64 * len(offsets))(*offsets)
+        array = _numbers(ctypes.c_uint64, offsets, "offsets")
         _check(_library.tandem_resume(self._handle, id, array, len(offsets), ctypes.byref(handle)), "resume")
         return Stream(self, handle.value)
 
