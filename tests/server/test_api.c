@@ -233,6 +233,14 @@ TEST(log_probabilities_of_completions) {
                json_number_value(json_array_get(get(logprobs, "token_logprobs"), k)));
     }
     json_decref(root);
+    /* Behind the answer come end ids, which have no text: all of them stand where it ends. */
+    root = post(&rig, TEXT, "{\"prompt\":\"x\",\"logprobs\":0,\"ignore_eos\":true,\"max_tokens\":60}", 200);
+    const json_t *offsets = get(get(choice_at(root, 0), "logprobs"), "text_offset");
+    EXPECT_EQ(json_array_size(offsets), 60);
+    for (size_t k = rig.script.size; k < 60; k++) {
+        EXPECT_EQ(json_integer_value(json_array_get(offsets, k)), strlen(text_of(choice_at(root, 0), "text")));
+    }
+    json_decref(root);
     root = post(&rig, TEXT, "{\"prompt\":\"x\",\"logprobs\":0,\"max_tokens\":1}", 200);
     EXPECT_EQ(json_object_size(json_array_get(get(get(choice_at(root, 0), "logprobs"), "top_logprobs"), 0)), 1);
     json_decref(root);
