@@ -313,6 +313,12 @@ TEST(models_health_ready) {
     json_decref(root);
     rig_get(&rig, "/v1/models/" RIG_MODEL, &response);
     EXPECT_EQ(response.status, 200);
+    rig_get(&rig, "/v1/models/tandem%2Dr1%2dtiny", &response); /* as clients write "org/model" */
+    EXPECT_EQ(response.status, 200);
+    rig_get(&rig, "/v1/models/" RIG_MODEL "%00", &response);
+    EXPECT_EQ(response.status, 404);
+    rig_get(&rig, "/v1/models/a%2Fb%2", &response);
+    expect_error(&response, 404, "model_not_found", "model", "`a/b%2`");
     rig_get(&rig, "/health", &response);
     EXPECT_EQ(response.status, 200);
     rig_get(&rig, "/ready", &response);
