@@ -214,6 +214,7 @@ static void on_event(struct connection *connection, enum http_event event) {
     const struct http_request *request = http_parser_request(connection->parser);
     if (event == HTTP_HEAD_DONE) {
         connection->keep_alive = request->keep_alive;
+        connection->head_only = request->method == HTTP_METHOD_HEAD;
         if (routes_check_head(connection, request) && request->expect_continue) {
             buf_append_text(&connection->out, "HTTP/1.1 100 Continue\r\n\r\n");
             connection_flush(connection);

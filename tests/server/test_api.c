@@ -333,6 +333,10 @@ TEST(models_health_ready) {
     EXPECT_TEXT(response_header(&response, "Allow"), "POST, OPTIONS");
     raw_read(fd, &response);
     EXPECT_TEXT(buf_cstr(&response.body), "{\"status\":\"alive\"}");
+    raw_send(fd, "HEAD /nowhere HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n"); /* refused before its body */
+    raw_read_head(fd, &response);
+    EXPECT_EQ(response.status, 404);
+    EXPECT(raw_at_end(fd));
     close(fd);
     response_free(&response);
     rig_stop(&rig);
