@@ -36,6 +36,7 @@ static void expect_clean(struct rig *rig) {
 static void start_endless(struct rig *rig) {
     struct rig_options options = rig_options();
     options.cycle = true;
+    options.max_len = 40960;
     rig_start(rig, &options);
     atomic_store(&rig->groups[0].delay_us, 2000);
 }
@@ -226,7 +227,7 @@ TEST(a_stream_survives_its_workers) {
     struct rig_options options = rig_options();
     options.cycle = true;
     rig_start(&rig, &options);
-    atomic_store(&rig.groups[0].delay_us, 1000);
+    atomic_store(&rig.groups[0].last_step, 15); /* each group leaves something to the next one */
     int fd = raw_connect(&rig);
     raw_post(fd, CHAT, "", "{" QUESTION ",\"stream\":true,\"max_tokens\":200}");
     struct response response = {0};
@@ -235,6 +236,7 @@ TEST(a_stream_survives_its_workers) {
         read_events(fd, &response, 10);
         rig_expect_message(&rig, CONTROL_PROGRESS); /* once per group that brought a token */
         rig_group_down(&rig, 0, NULL);
+        atomic_store(&rig.groups[0].last_step, round < 3 ? 15 : 0);
         rig_group_up(&rig, 0);
     }
     while (raw_read_chunk(fd, &response)) {
@@ -326,6 +328,7 @@ TEST(replicas_share_the_load) {
     struct rig_options options = rig_options();
     options.cycle = true;
     options.n_replicas = 2;
+    options.max_len = 40960;
     rig_start(&rig, &options);
     atomic_store(&rig.groups[0].delay_us, 2000);
     atomic_store(&rig.groups[1].delay_us, 2000);
