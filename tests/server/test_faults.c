@@ -18,6 +18,7 @@
 #define WAITING "vllm:num_requests_waiting{"
 #define JOURNAL "tandem_journal_used_bytes{"
 #define REFUSED "tandem_requests_rejected_total{model_name=\"tandem-r1-tiny\",reason=\"busy\""
+#define UNAVAILABLE "tandem_requests_rejected_total{model_name=\"tandem-r1-tiny\",reason=\"unavailable\""
 #define BLOCKS "vllm:kv_cache_usage_perc{"
 
 static void sleep_ms(long ms) {
@@ -309,6 +310,8 @@ TEST(a_group_given_up_fails_what_runs) {
     EXPECT_EQ(whole.status, 503);
     EXPECT(response_header(&whole, "Retry-After") != NULL);
     EXPECT(strstr(buf_cstr(&whole.body), "rank 0 died 5 times") != NULL);
+    EXPECT_EQ(rig_metric(&rig, "tandem_streams_failed_total{"), 2); /* what ran, streamed or not */
+    EXPECT_EQ(rig_metric(&rig, UNAVAILABLE), 1);                    /* what came when it was gone */
     rig_get(&rig, "/ready", &whole);
     EXPECT_EQ(whole.status, 503);
     expect_clean(&rig);
