@@ -192,7 +192,7 @@ static void refuse(struct connection *connection, int http_status, const char *t
 
 static void note_progress(struct connection *connection, enum http_event event) {
     struct server *server = connection->server;
-    if (!connection->in_request) {
+    if (!connection->in_request && http_parser_in_request(connection->parser)) {
         connection->in_request = true;
         connection->since_ms = server_now_ms(server);
     }

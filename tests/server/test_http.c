@@ -254,6 +254,27 @@ TEST(slow_senders_are_closed) {
     rig_stop(&rig);
 }
 
+/* Some clients send one behind a body; it begins no request. */
+TEST(an_empty_line_leaves_a_connection_idle) {
+    struct rig rig;
+    struct rig_options options = rig_options();
+    options.limits.header_ms = 100;
+    rig_start(&rig, &options);
+    struct response response = {0};
+    int fd = raw_connect(&rig);
+    raw_post(fd, CHAT, "", BODY);
+    raw_send(fd, "\r\n");
+    raw_read(fd, &response);
+    EXPECT_EQ(response.status, 200);
+    sleep_ms(500);
+    raw_send(fd, "GET /health HTTP/1.1\r\nHost: a\r\n\r\n");
+    raw_read(fd, &response);
+    EXPECT_EQ(response.status, 200);
+    close(fd);
+    response_free(&response);
+    rig_stop(&rig);
+}
+
 TEST(a_body_has_an_absolute_deadline) {
     struct rig rig;
     struct rig_options options = rig_options();
