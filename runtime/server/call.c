@@ -30,6 +30,9 @@ static void end_call(struct call *call) {
     struct server *server = call->server;
     call->state = CALL_OVER;
     call->connection = NULL;
+    if (call->working) { /* its body outlives the connection that counted it */
+        server->body_bytes += call->body.size;
+    }
     choices_drop(call);
     if (call->previous != NULL) {
         call->previous->next = call->next;
@@ -351,6 +354,7 @@ static void on_worked(uv_work_t *work, int status) {
     struct call *call = work->data;
     call->working = false;
     call->server->n_parsing--;
+    call->server->body_bytes -= call->state == CALL_OVER ? call->body.size : 0;
     buf_free(&call->body);
     if (call->state != CALL_OVER) {
         CHECK(status == 0, "work that nobody cancels: %s", uv_strerror(status));
