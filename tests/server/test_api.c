@@ -285,6 +285,8 @@ TEST(errors_have_openais_shape) {
     expect_error(&response, 400, "context_length_exceeded", "max_tokens", "maximum context length is 1024 tokens");
     rig_post(&rig, CHAT, "not json", &response);
     expect_error(&response, 400, NULL, NULL, "body:1:");
+    rig_post(&rig, CHAT, "", &response);
+    expect_error(&response, 400, NULL, NULL, "near end of file");
     rig_post(&rig, "/v1/embeddings", "{}", &response);
     expect_error(&response, 404, "unknown_path", NULL, "/v1/embeddings");
     rig_get(&rig, CHAT, &response);
