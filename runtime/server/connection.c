@@ -10,6 +10,7 @@
 #include "runtime/server/server_internal.h"
 
 #define MAX_WAITING_BYTES (64u << 10) /* pipelined behind the current request; then reading stops */
+#define KEPT_CAPACITY (256u << 10)    /* a larger send buffer is given back when it is empty */
 
 static void feed(struct connection *connection);
 static void update_reading(struct connection *connection);
@@ -75,6 +76,14 @@ static void linger(struct connection *connection) {
 
 /* ---- writing */
 
+/* A long reply does not pin its memory for an idle connection. */
+static void give_back(struct buf *empty) {
+    empty->size = 0;
+    if (empty->capacity > KEPT_CAPACITY) {
+        buf_free(empty);
+    }
+}
+
 struct buf *connection_out(struct connection *connection) {
     return &connection->out;
 }
@@ -87,7 +96,7 @@ size_t connection_unsent(const struct connection *connection) {
 static void on_written(uv_write_t *request, int status) {
     struct connection *connection = request->data;
     connection->writing = false;
-    connection->sending.size = 0;
+    give_back(&connection->sending);
     if (connection->state == CONNECTION_CLOSED) {
         return;
     }
@@ -138,7 +147,10 @@ void connection_flush(struct connection *connection) {
     }
     if (connection->out.size > 0) {
         write_later(connection);
-    } else if (connection->state == CONNECTION_FLUSHING) {
+        return;
+    }
+    give_back(&connection->out);
+    if (connection->state == CONNECTION_FLUSHING) {
         linger(connection);
     }
 }
