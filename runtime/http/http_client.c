@@ -246,8 +246,9 @@ static enum status try_request(struct http_client *client, const struct buf *req
 enum status http_client_request(struct http_client *client, const char *path, const char *body, size_t body_size,
                                 int *http_status) {
     struct buf request = {0};
-    buf_printf(&request, "%s %s%s HTTP/1.1\r\nHost: %s:%s\r\nAccept: */*\r\n", body != NULL ? "POST" : "GET",
-               client->base, path, client->host, client->port);
+    bool brackets = strchr(client->host, ':') != NULL; /* an IPv6 address */
+    buf_printf(&request, "%s %s%s HTTP/1.1\r\nHost: %s%s%s:%s\r\nAccept: */*\r\n", body != NULL ? "POST" : "GET",
+               client->base, path, brackets ? "[" : "", client->host, brackets ? "]" : "", client->port);
     if (client->api_key != NULL) {
         buf_printf(&request, "Authorization: Bearer %s\r\n", client->api_key);
     }

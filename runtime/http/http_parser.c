@@ -98,7 +98,7 @@ void http_parser_next(struct http_parser *parser) {
     parser->line_start = 0;
     parser->message_complete = false;
     parser->error_status = 0;
-    parser->request = (struct http_request){.headers = parser->headers};
+    parser->request = (struct http_request){.headers = parser->headers, .body = ""};
     if (parser->body.capacity > (1u << 20)) { /* a large body does not pin its memory for an idle connection */
         buf_free(&parser->body);
     }

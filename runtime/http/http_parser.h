@@ -44,7 +44,7 @@ struct http_request {
     bool expect_continue; /* the client waits for "100 Continue" */
     const struct http_header *headers;
     size_t n_headers;
-    const char *body;
+    const char *body; /* "" if none */
     size_t body_size;
 };
 

@@ -109,11 +109,15 @@ static void write_top(struct json_writer *json, const struct openai_head *head, 
     json_end_object(json);
 }
 
-/* Characters that begin in the token: so a character in several tokens counts once. */
+/* Characters of the answer that begin in the token: so a character in several tokens counts once. */
 static uint64_t count_characters(const struct openai_head *head, uint32_t id) {
+    const struct request_context *context = head->context;
     size_t size = 0;
-    const char *bytes = tokenizer_token_bytes(head->context->tokenizer, id, &size);
+    const char *bytes = tokenizer_token_bytes(context->tokenizer, id, &size);
     uint64_t n = 0;
+    if (!output_shows(context, head->request, id)) {
+        return 0;
+    }
     for (size_t i = 0; i < size; i++) {
         n += (bytes[i] & 0xC0) != 0x80;
     }

@@ -215,11 +215,14 @@ static bool is_stop_id(const struct request *request, uint32_t id) {
     return false;
 }
 
-/* Markers count even where the tokenizer calls them special. */
+bool output_shows(const struct request_context *context, const struct request *request, uint32_t id) {
+    bool marker = id == context->think_id || id == context->end_think_id;
+    return marker || !(request->skip_special && tokenizer_is_special(context->tokenizer, id));
+}
+
 static void detokenize(struct output_stream *stream, uint32_t id) {
     stream->scratch.size = 0;
-    bool marker = id == stream->context->think_id || id == stream->context->end_think_id;
-    stream->detokenizer.skip_special = stream->request->skip_special && !marker;
+    stream->detokenizer.skip_special = !output_shows(stream->context, stream->request, id);
     detokenizer_push(&stream->detokenizer, id, &stream->scratch);
 }
 

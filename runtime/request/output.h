@@ -51,6 +51,9 @@ struct output_stream {
     struct buf marker;                         /* text that may turn out to be part of a marker */
 };
 
+/* Whether the id's bytes are part of the text. Markers are even where the tokenizer calls them special. */
+bool output_shows(const struct request_context *context, const struct request *request, uint32_t id);
+
 /* `request` and `context` must outlive the stream. */
 void output_stream_init(struct output_stream *stream, const struct request_context *context,
                         const struct request *request);

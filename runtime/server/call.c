@@ -30,6 +30,9 @@ static void end_call(struct call *call) {
     struct server *server = call->server;
     call->state = CALL_OVER;
     call->connection = NULL;
+    if (call->working) { /* its body outlives the connection that counted it */
+        server->body_bytes += call->body.size;
+    }
     choices_drop(call);
     if (call->previous != NULL) {
         call->previous->next = call->next;
@@ -92,13 +95,16 @@ static void count_rejection(struct call *call, int http_status) {
 static void fail(struct call *call, const struct openai_error *error) {
     struct connection *connection = call->connection;
     log_debug("%s: %d %s", call->head.id, error->http_status, error->message);
-    if (call->head_sent) {
+    if (call->n_choices > 0 && call->n_admitted == call->n_choices) {
         call->server->metrics.failed++;
+    } else {
+        count_rejection(call, error->http_status);
+    }
+    if (call->head_sent) {
         stream_error(call, error);
         end_call(call);
         connection_break(connection);
     } else {
-        count_rejection(call, error->http_status);
         end_call(call);
         routes_reply_error(connection, error, connection->keep_alive);
     }
@@ -246,6 +252,7 @@ void call_on_event(struct choice *choice, const struct engine_event *event) {
         call_fail(call, event->status, event->text, NULL);
     } else {
         choice->handle = event->handle;
+        call->n_admitted += !choice->admitted;
         choice->admitted = true;
         if (event->type == ENGINE_ADVANCED && !choice->behind) {
             advance(choice);
@@ -347,6 +354,7 @@ static void on_worked(uv_work_t *work, int status) {
     struct call *call = work->data;
     call->working = false;
     call->server->n_parsing--;
+    call->server->body_bytes -= call->state == CALL_OVER ? call->body.size : 0;
     buf_free(&call->body);
     if (call->state != CALL_OVER) {
         CHECK(status == 0, "work that nobody cancels: %s", uv_strerror(status));

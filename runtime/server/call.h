@@ -80,6 +80,7 @@ struct call {
     struct replica *replica;
     struct choice **choices;
     uint32_t n_choices;
+    uint32_t n_admitted;
     uint32_t n_ended;
     bool head_sent;      /* a stream: the response's head is written */
     uint64_t written_ms; /* a stream: when an event was written last */

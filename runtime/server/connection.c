@@ -10,6 +10,7 @@
 #include "runtime/server/server_internal.h"
 
 #define MAX_WAITING_BYTES (64u << 10) /* pipelined behind the current request; then reading stops */
+#define KEPT_CAPACITY (256u << 10)    /* a larger send buffer is given back when it is empty */
 
 static void feed(struct connection *connection);
 static void update_reading(struct connection *connection);
@@ -75,6 +76,14 @@ static void linger(struct connection *connection) {
 
 /* ---- writing */
 
+/* A long reply does not pin its memory for an idle connection. */
+static void give_back(struct buf *empty) {
+    empty->size = 0;
+    if (empty->capacity > KEPT_CAPACITY) {
+        buf_free(empty);
+    }
+}
+
 struct buf *connection_out(struct connection *connection) {
     return &connection->out;
 }
@@ -87,7 +96,7 @@ size_t connection_unsent(const struct connection *connection) {
 static void on_written(uv_write_t *request, int status) {
     struct connection *connection = request->data;
     connection->writing = false;
-    connection->sending.size = 0;
+    give_back(&connection->sending);
     if (connection->state == CONNECTION_CLOSED) {
         return;
     }
@@ -138,7 +147,10 @@ void connection_flush(struct connection *connection) {
     }
     if (connection->out.size > 0) {
         write_later(connection);
-    } else if (connection->state == CONNECTION_FLUSHING) {
+        return;
+    }
+    give_back(&connection->out);
+    if (connection->state == CONNECTION_FLUSHING) {
         linger(connection);
     }
 }
@@ -192,7 +204,7 @@ static void refuse(struct connection *connection, int http_status, const char *t
 
 static void note_progress(struct connection *connection, enum http_event event) {
     struct server *server = connection->server;
-    if (!connection->in_request) {
+    if (!connection->in_request && http_parser_in_request(connection->parser)) {
         connection->in_request = true;
         connection->since_ms = server_now_ms(server);
     }
@@ -214,6 +226,7 @@ static void on_event(struct connection *connection, enum http_event event) {
     const struct http_request *request = http_parser_request(connection->parser);
     if (event == HTTP_HEAD_DONE) {
         connection->keep_alive = request->keep_alive;
+        connection->head_only = request->method == HTTP_METHOD_HEAD;
         if (routes_check_head(connection, request) && request->expect_continue) {
             buf_append_text(&connection->out, "HTTP/1.1 100 Continue\r\n\r\n");
             connection_flush(connection);

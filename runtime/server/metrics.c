@@ -196,7 +196,7 @@ static void write_frontend(struct page *page) {
     for (int i = 0; i < REJECTED_REASONS; i++) {
         write_sample(page, "tandem_requests_rejected_total", reasons[i], (double)metrics->rejected[i]);
     }
-    write_single(page, "tandem_streams_failed_total", "counter", "Streams that ended in an error event.",
+    write_single(page, "tandem_streams_failed_total", "counter", "Answers that failed after they were taken up.",
                  (double)metrics->failed);
     write_single(page, "tandem_client_disconnects_total", "counter", "Clients gone before their answer was whole.",
                  (double)metrics->disconnected);

@@ -1,5 +1,7 @@
 /* What each path answers. */
+#include <ctype.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <strings.h>
 
@@ -123,15 +125,33 @@ bool routes_check_head(struct connection *connection, const struct http_request 
     return true;
 }
 
-static void answer_model(struct connection *connection, const char *name) {
+/* Clients write what a segment of a path cannot hold as %XX: the slash of "org/model" among it. */
+static void decode_segment(const char *segment, struct buf *out) {
+    while (*segment != 0) {
+        char byte = *segment++;
+        if (byte == '%' && isxdigit((unsigned char)segment[0]) && isxdigit((unsigned char)segment[1])) {
+            byte = (char)strtoul((char[]){segment[0], segment[1], 0}, NULL, 16);
+            segment += 2;
+        }
+        buf_append(out, &byte, 1);
+    }
+}
+
+static void answer_model(struct connection *connection, const char *segment) {
     struct server *server = connection->server;
-    if (strcmp(name, server->context->model) != 0) {
+    struct buf name = {0};
+    decode_segment(segment, &name);
+    bool known = strcmp(buf_cstr(&name), server->context->model) == 0 && strlen(name.data) == name.size;
+    if (!known) {
         struct openai_error error;
         char text[400];
-        snprintf(text, sizeof text, "model: The model `%.128s` does not exist; this server serves `%.200s`", name,
+        snprintf(text, sizeof text, "model: The model `%.128s` does not exist; this server serves `%.200s`", name.data,
                  server->context->model);
         openai_error_set(&error, STATUS_NOT_FOUND, text);
         routes_reply_error(connection, &error, connection->keep_alive);
+    }
+    buf_free(&name);
+    if (!known) {
         return;
     }
     struct buf body = {0};

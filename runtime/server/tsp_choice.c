@@ -69,12 +69,13 @@ static void observe(struct tsp_choice *choice, uint32_t n_output, enum journal_f
     struct metrics *metrics = &choice->request->server->metrics;
     uint64_t now_ns = clock_now_ns();
     uint32_t n_new = n_output > choice->n_seen ? n_output - choice->n_seen : 0;
+    uint64_t since_ns = choice->newest_ns;
     for (uint32_t i = 0; i < n_new; i++) {
-        if (choice->newest_ns == 0) {
-            choice->first_ns = now_ns;
+        if (choice->n_seen + i == 0) {
+            choice->first_ns = since_ns = now_ns;
             histogram_observe(&metrics->time_to_first_token, (double)(now_ns - choice->request->arrival_ns) / 1e9);
-        } else {
-            histogram_observe(&metrics->inter_token, (double)(now_ns - choice->newest_ns) / 1e9 / n_new);
+        } else if (since_ns != 0) { /* else the token before it came to an earlier front-end */
+            histogram_observe(&metrics->inter_token, (double)(now_ns - since_ns) / 1e9 / n_new);
         }
     }
     choice->newest_ns = n_new > 0 ? now_ns : choice->newest_ns;

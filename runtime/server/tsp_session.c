@@ -17,10 +17,11 @@ struct tsp_session {
     enum session_state state;
     uint64_t owner;
     struct buf in, out;
-    size_t sending;              /* taken from `out`, not taken by the peer */
-    uint64_t since_ms;           /* when the connection began */
-    uint64_t heard_ms;           /* when the peer last sent or took a byte */
-    bool pinged;                 /* since then */
+    size_t sending;    /* taken from `out`, not taken by the peer */
+    uint64_t since_ms; /* when the connection began */
+    uint64_t heard_ms; /* when the peer last sent or took a byte */
+    bool pinged;       /* since then, at pinged_ms */
+    uint64_t pinged_ms;
     uint32_t last_id;            /* of the streams so far */
     uint32_t n, n_room;          /* of streams[] */
     uint32_t turn;               /* where the next round over the streams begins */
@@ -472,12 +473,13 @@ void tsp_session_tick(struct tsp_session *session, uint64_t now_ms) {
         if (now_ms - session->since_ms > session->config.handshake_ms) {
             tsp_session_end(session, TSP_CODE_TIMEOUT, "no HELLO in time");
         }
-    } else if (session->state == SESSION_OPEN && silent_ms > 2 * ping_ms) {
+    } else if (session->state == SESSION_OPEN && session->pinged && now_ms - session->pinged_ms >= ping_ms) {
         tsp_session_end(session, TSP_CODE_TIMEOUT, "nothing was heard, nor an answer to PING");
     } else if (session->state == SESSION_OPEN && silent_ms > ping_ms && !session->pinged) {
         struct tsp_message message = {.type = TSP_PING, .given = 1u << TSP_PING_DATA};
         message.body.ping.data = now_ms;
         session->pinged = true;
+        session->pinged_ms = now_ms;
         send_message(session, &message);
     }
 }

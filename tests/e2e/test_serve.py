@@ -8,9 +8,10 @@ import signal
 import socket
 import struct
 import tempfile
+import threading
 import time
 
-from support import (MODEL, Server, answer_of, children, command_line, expect, expect_equal, in_threads, main, run, stream, sums, test, wait_for)
+from support import (MODEL, Server, answer_of, children, command_line, expect, expect_equal, in_threads, kill, main, run, stream, sums, test, wait_for)
 
 
 @test
@@ -114,16 +115,20 @@ def sigint_ends_it():
 @test
 def running_answers_may_end_and_new_ones_are_refused():
     server = Server("--set", "drain_timeout=30")
-    seen = []
-
-    def note(result):
-        if not seen:
-            seen.append(len(result["tokens"]))
-            server.send_signal(signal.SIGTERM)
-            wait_for(lambda: server.request("GET", "/ready")[0] == 503, "/ready to say no", 10)
-
-    result = stream(server, {"messages": [{"role": "user", "content": "12 * 34 = ?"}], "temperature": 0}, note)
-    expect_equal(answer_of(result["text"]), "408", "the answer that was under way")
+    worker = server.workers()[0, 1]
+    kill(worker, signal.SIGSTOP)  # the answer cannot end before the drain was seen
+    body = {"messages": [{"role": "user", "content": "12 * 34 = ?"}], "temperature": 0}
+    done = []
+    asking = threading.Thread(target=lambda: done.extend(in_threads([lambda: stream(server, body)], 1)), daemon=True)
+    asking.start()
+    wait_for(lambda: server.metrics()["vllm:num_requests_running"] == 1, "the answer to begin")
+    server.send_signal(signal.SIGTERM)
+    wait_for(lambda: server.request("GET", "/ready")[0] == 503, "/ready to say no")
+    expect_equal(server.request("POST", "/v1/chat/completions", body)[0], 503, "status of a new request")
+    kill(worker, signal.SIGCONT)
+    asking.join()
+    expect(isinstance(done[0], dict), f"the answer that was under way: {done}")
+    expect_equal(answer_of(done[0]["text"]), "408", "the answer that was under way")
     expect_equal(server.wait(), 0, "exit code")
     expect_equal(server.left_running(), [], "processes left")
 

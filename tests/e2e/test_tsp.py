@@ -306,7 +306,7 @@ def cut_connections_lose_nothing():
 
 @test(seconds=180)
 def a_submit_runs_once_and_is_remembered():
-    server = server_of("--set", "tcp.resume_window=2")
+    server = server_of("--set", "tcp.resume_window=5")
     fields = chat("What is 31 + 11?")[0]
     request = Request(fields)
     connection = Connection(server.tcp)
@@ -347,7 +347,7 @@ def a_submit_runs_once_and_is_remembered():
 
 @test(seconds=180)
 def the_window_ends_what_nobody_resumes():
-    server = server_of("--set", "tcp.resume_window=1")
+    server = server_of("--set", "tcp.resume_window=5")  # GONE has so long to be asked for
     lost = Request(chat("What is 1 + 1?", ignore_eos=1, max_tokens=3900)[0], credit=3)
     connection = Connection(server.tcp)
     lost.submit(connection)
@@ -381,14 +381,14 @@ def a_killed_frontend_is_not_a_killed_stream():
         endless = {"messages": [{"role": "user", "content": "go on"}], "ignore_eos": True, "max_tokens": 3000}
 
         def ask_http():
-            http["done"] = in_threads([lambda: stream(server, endless)], 1)
+            http["done"] = in_threads([lambda: stream(server, endless, lambda result: http.update(begun=True))], 1)
 
         threads = [threading.Thread(target=carry, args=(server.tcp, requests[:8]), daemon=True),
                    threading.Thread(target=carry, args=(server.tcp, requests[8:]), daemon=True),
                    threading.Thread(target=ask_http, daemon=True)]
         for thread in threads:
             thread.start()
-        wait_for(lambda: any(request.times for request in requests), "the first frame")
+        wait_for(lambda: http.get("begun") and any(request.times for request in requests), "the first frames")
         time.sleep(delay)
         victim = server.frontend()
         kill(victim)

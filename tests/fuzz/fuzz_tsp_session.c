@@ -67,8 +67,9 @@ static uint64_t run(const struct buf *bytes, size_t step) {
     check_output(tsp_session_out(session));
     uint64_t hash = hash64(0, tsp_session_out(session)->data, tsp_session_out(session)->size);
     hash += tsp_session_over(session);
-    uint64_t silent_ms = 10 + 2 * (uint64_t)config.welcome.ping_ms + 1;
+    uint64_t silent_ms = 10 + (uint64_t)config.welcome.ping_ms + 1;
     tsp_session_tick(session, silent_ms);
+    tsp_session_tick(session, silent_ms + config.welcome.ping_ms);
     CHECK(tsp_session_over(session), "a silent peer is kept");
     tsp_session_destroy(session);
     CHECK(host.opened == host.closed, "%u streams opened, %u closed", host.opened, host.closed);

@@ -68,7 +68,8 @@ static void run_step(struct worker *worker, uint64_t step_id) {
         }
     }
     atomic_store(&group->rows, view.header->n_rows);
-    while (atomic_load(&group->held) && !atomic_load(&group->stop)) {
+    uint64_t last = atomic_load(&group->last_step);
+    while ((atomic_load(&group->held) || (last > 0 && step_id > last)) && !atomic_load(&group->stop)) {
         sleep_us(1000);
     }
     if (atomic_load(&group->delay_us) > 0) {

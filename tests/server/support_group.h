@@ -24,8 +24,9 @@ struct group {
     int link; /* our end */
     int ring_fd;
     pthread_t thread;
-    _Atomic uint32_t delay_us; /* per step */
-    _Atomic bool held;         /* answers nothing while set */
+    _Atomic uint32_t delay_us;  /* per step */
+    _Atomic uint64_t last_step; /* answers none behind it; 0: all. Steps count from 1 for each group */
+    _Atomic bool held;          /* answers nothing while set */
     _Atomic bool stop;
     _Atomic uint64_t steps;
     _Atomic uint32_t rows; /* of the newest step */

@@ -233,6 +233,14 @@ TEST(log_probabilities_of_completions) {
                json_number_value(json_array_get(get(logprobs, "token_logprobs"), k)));
     }
     json_decref(root);
+    /* Behind the answer come end ids, which have no text: all of them stand where it ends. */
+    root = post(&rig, TEXT, "{\"prompt\":\"x\",\"logprobs\":0,\"ignore_eos\":true,\"max_tokens\":60}", 200);
+    const json_t *offsets = get(get(choice_at(root, 0), "logprobs"), "text_offset");
+    EXPECT_EQ(json_array_size(offsets), 60);
+    for (size_t k = rig.script.size; k < 60; k++) {
+        EXPECT_EQ(json_integer_value(json_array_get(offsets, k)), strlen(text_of(choice_at(root, 0), "text")));
+    }
+    json_decref(root);
     root = post(&rig, TEXT, "{\"prompt\":\"x\",\"logprobs\":0,\"max_tokens\":1}", 200);
     EXPECT_EQ(json_object_size(json_array_get(get(get(choice_at(root, 0), "logprobs"), "top_logprobs"), 0)), 1);
     json_decref(root);
@@ -277,6 +285,8 @@ TEST(errors_have_openais_shape) {
     expect_error(&response, 400, "context_length_exceeded", "max_tokens", "maximum context length is 1024 tokens");
     rig_post(&rig, CHAT, "not json", &response);
     expect_error(&response, 400, NULL, NULL, "body:1:");
+    rig_post(&rig, CHAT, "", &response);
+    expect_error(&response, 400, NULL, NULL, "near end of file");
     rig_post(&rig, "/v1/embeddings", "{}", &response);
     expect_error(&response, 404, "unknown_path", NULL, "/v1/embeddings");
     rig_get(&rig, CHAT, &response);
@@ -305,6 +315,12 @@ TEST(models_health_ready) {
     json_decref(root);
     rig_get(&rig, "/v1/models/" RIG_MODEL, &response);
     EXPECT_EQ(response.status, 200);
+    rig_get(&rig, "/v1/models/tandem%2Dr1%2dtiny", &response); /* as clients write "org/model" */
+    EXPECT_EQ(response.status, 200);
+    rig_get(&rig, "/v1/models/" RIG_MODEL "%00", &response);
+    EXPECT_EQ(response.status, 404);
+    rig_get(&rig, "/v1/models/a%2Fb%2", &response);
+    expect_error(&response, 404, "model_not_found", "model", "`a/b%2`");
     rig_get(&rig, "/health", &response);
     EXPECT_EQ(response.status, 200);
     rig_get(&rig, "/ready", &response);
@@ -319,6 +335,10 @@ TEST(models_health_ready) {
     EXPECT_TEXT(response_header(&response, "Allow"), "POST, OPTIONS");
     raw_read(fd, &response);
     EXPECT_TEXT(buf_cstr(&response.body), "{\"status\":\"alive\"}");
+    raw_send(fd, "HEAD /nowhere HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n"); /* refused before its body */
+    raw_read_head(fd, &response);
+    EXPECT_EQ(response.status, 404);
+    EXPECT(raw_at_end(fd));
     close(fd);
     response_free(&response);
     rig_stop(&rig);

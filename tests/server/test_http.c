@@ -213,18 +213,27 @@ static void expect_timeout(int fd) {
     response_free(&response);
 }
 
-/* Deadlines are shortened; what is asserted is that they strike, not when. */
+/* Deadlines are shortened; what is asserted is that they strike, not when. Each is alone, so that none strikes a test
+ * that comes late with its next byte. */
+TEST(a_connection_without_a_byte_is_closed) {
+    struct rig rig;
+    struct rig_options options = rig_options();
+    options.limits.idle_ms = 300;
+    rig_start(&rig, &options);
+    int silent = raw_connect(&rig);
+    EXPECT(raw_at_end(silent)); /* closed without a word */
+    close(silent);
+    rig_stop(&rig);
+}
+
 TEST(slow_senders_are_closed) {
     struct rig rig;
     struct rig_options options = rig_options();
     options.limits.header_ms = 300;
-    options.limits.idle_ms = 300;
     options.limits.body_grace_ms = 200;
     options.limits.body_bytes_per_s = 100000;
+    options.limits.linger_ms = 60000;
     rig_start(&rig, &options);
-    int silent = raw_connect(&rig);
-    EXPECT(raw_at_end(silent)); /* no byte at all: closed without a word */
-    close(silent);
     int header = raw_connect(&rig);
     raw_send(header, "GET /health HTTP/1.1\r\nX-A: ");
     for (int i = 0; i < 20; i++) { /* each byte comes soon, the end does not: the deadline is for all of them */
@@ -241,6 +250,27 @@ TEST(slow_senders_are_closed) {
     struct response response = {0};
     rig_get(&rig, "/health", &response);
     EXPECT_EQ(response.status, 200);
+    response_free(&response);
+    rig_stop(&rig);
+}
+
+/* Some clients send one behind a body; it begins no request. */
+TEST(an_empty_line_leaves_a_connection_idle) {
+    struct rig rig;
+    struct rig_options options = rig_options();
+    options.limits.header_ms = 100;
+    rig_start(&rig, &options);
+    struct response response = {0};
+    int fd = raw_connect(&rig);
+    raw_post(fd, CHAT, "", BODY);
+    raw_send(fd, "\r\n");
+    raw_read(fd, &response);
+    EXPECT_EQ(response.status, 200);
+    sleep_ms(500);
+    raw_send(fd, "GET /health HTTP/1.1\r\nHost: a\r\n\r\n");
+    raw_read(fd, &response);
+    EXPECT_EQ(response.status, 200);
+    close(fd);
     response_free(&response);
     rig_stop(&rig);
 }

@@ -197,11 +197,12 @@ TEST(an_ack_by_id_ends_what_runs_and_the_stream_that_holds_it) {
     struct tsp_client client;
     struct tsp_client other;
     struct tsp_answer *answer = make_answer();
+    options.max_len = 40960;
     rig_start(&rig, &options);
     atomic_store(&rig.groups[0].delay_us, 2000);
     tsp_client_open(&client, &rig, NULL);
     tsp_client_open(&other, &rig, NULL);
-    tsp_client_submit(&client, 1, 7, 900, -1, NULL);
+    tsp_client_submit(&client, 1, 7, 40000, -1, NULL);
     tsp_client_read(&client, 1, 5, answer);
     ack_id(&other, 7);
     tsp_client_read(&client, 1, ALL, answer);
@@ -260,6 +261,54 @@ static void two_choices(struct tsp_writer *writer) {
     tsp_put_u32(writer, TSP_SUBMIT_N, 2);
 }
 
+#define FIRST_TOKENS "vllm:time_to_first_token_seconds_count{"
+#define NEXT_TOKENS "vllm:inter_token_latency_seconds_count{"
+#define STOPPED "vllm:request_success_total{model_name=\"" RIG_MODEL "\",finished_reason=\"stop\"}"
+
+/* However many tokens an event brings. */
+TEST(each_answer_has_one_first_token) {
+    struct rig rig;
+    struct rig_options options = rig_options();
+    struct tsp_client client;
+    rig_start(&rig, &options);
+    tsp_client_open(&client, &rig, NULL);
+    for (uint32_t stream = 1; stream <= 30; stream++) {
+        tsp_client_submit(&client, stream, (uint8_t)stream, 500, -1, two_choices);
+    }
+    rig_await_metric(&rig, STOPPED, 60);
+    EXPECT_EQ(rig_metric(&rig, FIRST_TOKENS), 60);
+    EXPECT_EQ(rig_metric(&rig, NEXT_TOKENS), 60 * (double)rig.script.size); /* the end id is a token */
+    tsp_client_close(&client);
+    rig_stop(&rig);
+}
+
+TEST(a_first_token_is_not_measured_again_by_the_next_frontend) {
+    struct rig rig;
+    struct rig_options options = endless_options();
+    struct tsp_client client;
+    struct tsp_answer *answer = make_answer();
+    options.max_len = 40960;
+    rig_start(&rig, &options);
+    atomic_store(&rig.groups[0].delay_us, 1000);
+    tsp_client_open(&client, &rig, NULL);
+    tsp_client_submit(&client, 1, 7, 40000, -1, NULL);
+    tsp_client_read(&client, 1, 20, answer);
+    tsp_client_close(&client);
+    rig_kill_frontend(&rig, &options);
+    rig_group_up(&rig, 0);
+    tsp_client_open(&client, &rig, NULL);
+    tsp_client_resume(&client, 1, 7, answer->n);
+    do {
+        tsp_client_read(&client, 1, answer->n + 1, answer);
+    } while (rig_metric(&rig, NEXT_TOKENS) == 0);
+    EXPECT_EQ(rig_metric(&rig, FIRST_TOKENS), 0);
+    ack_id(&client, 7);
+    expect_clean(&rig);
+    tsp_client_close(&client);
+    free_answer(answer);
+    rig_stop(&rig);
+}
+
 /* Takes messages of the stream until END; the ids that each choice had then, all of them cancelled. */
 static void read_cancelled(struct tsp_client *client, uint32_t stream, uint64_t n_ids[2]) {
     struct tsp_message message;
@@ -309,7 +358,7 @@ TEST(stop_texts_are_found_without_a_reader) {
     tsp_client_open(&client, &rig, NULL);
     tsp_client_submit(&client, 1, 7, 900, 0, four_with_stops);
     EXPECT_EQ(tsp_client_next(&client).body.accepted.choices, 4);
-    rig_await_metric(&rig, RUNNING, 0);
+    rig_await_metric(&rig, STOPPED, 4); /* RUNNING may be stale, and 0 for that */
     rig_kill_frontend(&rig, &options);
     tsp_client_close(&client);
     tsp_client_open(&client, &rig, NULL);
@@ -396,8 +445,8 @@ TEST(requests_before_any_group_wait_and_may_be_cancelled) {
     }
     rig_await_metric(&rig, WAITING, 4 + 16);
     tsp_client_say(&client, TSP_CANCEL, 3);
-    rig_await_metric(&rig, WAITING, 4 + 16 - 1); /* a close resets the connection: what is under way would be lost */
-    tsp_client_close(&client);
+    rig_await_metric(&rig, WAITING, 4 + 16 - 1);
+    tsp_client_close(&client); /* now, since a close with frames unread may drop what was sent before it */
     rig_group_up(&rig, 0);
     tsp_client_open(&client, &rig, NULL);
     tsp_client_resume(&client, 1, 3, 0);
@@ -417,10 +466,11 @@ TEST(a_model_that_is_given_up_fails_its_requests_for_every_stream) {
     struct rig_options options = endless_options();
     struct tsp_client client;
     struct tsp_answer *answer = make_answer();
+    options.max_len = 40960;
     rig_start(&rig, &options);
     atomic_store(&rig.groups[0].delay_us, 2000);
     tsp_client_open(&client, &rig, NULL);
-    tsp_client_submit(&client, 1, 7, 900, -1, NULL);
+    tsp_client_submit(&client, 1, 7, 40000, -1, NULL);
     tsp_client_read(&client, 1, 5, answer);
     rig_group_down(&rig, 0, "killed by signal 9");
     tsp_client_read(&client, 1, ALL, answer);

@@ -178,6 +178,21 @@ TEST(silence_is_asked_once_and_then_closed) {
     free_rig(rig);
 }
 
+/* The server itself stood still: what the peer said meanwhile has not been read yet. */
+TEST(nobody_is_closed_who_was_not_asked) {
+    struct rig *rig = make_open_rig();
+    tsp_session_tick(rig->session, 5000);
+    struct tsp_message ping = next(rig);
+    EXPECT_EQ(ping.type, TSP_PING);
+    ping.type = TSP_PONG;
+    put(rig, &ping);
+    feed(rig, 5010);
+    tsp_session_tick(rig->session, 5110);
+    EXPECT(!tsp_session_over(rig->session));
+    EXPECT_EQ(tsp_session_out(rig->session)->size, 0);
+    free_rig(rig);
+}
+
 TEST(a_peer_that_takes_bytes_lives) {
     struct rig *rig = make_open_rig();
     tsp_session_sending(rig->session, 1000, 0);
