@@ -146,13 +146,15 @@ def standard_streams_that_are_closed_are_not_taken_by_others():
 def running_answers_may_end_and_new_ones_are_refused():
     server = Server("--set", "drain_timeout=30")
     seen = []
-
+    worker = server.workers()[0, 1]
 
     def note(result):
         if not seen:
             seen.append(len(result["tokens"]))
+            kill(worker, signal.SIGSTOP)  # the answer cannot end before it is seen to be under way
             server.send_signal(signal.SIGTERM)
             wait_for(lambda: server.request("GET", "/ready")[0] == 503, "/ready to say no", 10)
+            kill(worker, signal.SIGCONT)
 
     result = stream(server, {"messages": [{"role": "user", "content": "12 * 34 = ?"}], "temperature": 0}, note)
     expect_equal(answer_of(result["text"]), "408", "the answer that was under way")
@@ -169,6 +171,7 @@ def a_second_signal_does_not_wait():
     def note(result):
         if len(result["tokens"]) >= 5 and not ends:
             ends.append(1)
+            kill(server.workers()[0, 1], signal.SIGSTOP)  # the answer cannot end
             server.send_signal(signal.SIGTERM)
             wait_for(lambda: "second signal" in server.errors(), "the drain to begin")
             server.send_signal(signal.SIGTERM)
