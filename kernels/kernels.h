@@ -24,6 +24,10 @@
 #include "runtime/base/status.h"
 #include "runtime/base/step.h"
 
+/* What every backend serves of a model: one head lies on a stack or in registers, a bit for each id in fast memory. */
+#define KERNEL_MAX_HEAD_DIM 256 /* of Llama and Qwen2 models: 32 .. 128 */
+#define KERNEL_MAX_VOCABULARY (320 * 1024)
+
 struct kernel_device;
 struct kernel_stream;
 struct kernel_event;

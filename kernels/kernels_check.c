@@ -2,10 +2,6 @@
 
 #include "runtime/base/check.h"
 
-#define MAX_HEAD_DIM                                                                                                   \
-    256u /* of Llama and Qwen2 models: 32 .. 128; backends keep one head on a stack or in registers                    \
-          */
-
 static void check_pointer(const char *op, const char *field, const void *pointer, size_t alignment) {
     CHECK(pointer != NULL, "%s: %s is NULL", op, field);
     CHECK((uintptr_t)pointer % alignment == 0, "%s: %s is not aligned to %zu bytes", op, field, alignment);
@@ -55,8 +51,8 @@ static void check_kv(const char *op, const struct kv_layout *kv) {
     CHECK(kv->block_size > 0 && (kv->block_size & (kv->block_size - 1)) == 0,
           "%s: kv.block_size is %u, not a power of two", op, kv->block_size);
     CHECK(kv->n_heads > 0, "%s: kv.n_heads is 0", op);
-    CHECK(kv->head_dim > 0 && kv->head_dim % 2 == 0 && kv->head_dim <= MAX_HEAD_DIM,
-          "%s: kv.head_dim is %u, not an even number up to %u", op, kv->head_dim, MAX_HEAD_DIM);
+    CHECK(kv->head_dim > 0 && kv->head_dim % 2 == 0 && kv->head_dim <= KERNEL_MAX_HEAD_DIM,
+          "%s: kv.head_dim is %u, not an even number up to %d", op, kv->head_dim, KERNEL_MAX_HEAD_DIM);
 }
 
 void check_slot_update(const struct op_slot_update *args) {

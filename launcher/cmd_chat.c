@@ -43,6 +43,8 @@ static const char help[] =
     "  tandem chat tcp://127.0.0.1:8001\n"
     "  echo '12 * 34 = ?' | tandem chat --no-thinking --temperature 0\n";
 
+static struct chat *active; /* what Ctrl-C cancels, and an output that is gone; NULL at the prompt */
+
 /* ---- output */
 
 enum shown { SHOWN_NOTHING, SHOWN_REASONING, SHOWN_CONTENT };
@@ -68,7 +70,9 @@ static void write_text(struct screen *screen, const char *text, size_t size) {
         putchar(byte);
         screen->last = (char)byte;
     }
-    fflush(stdout);
+    if (fflush(stdout) != 0 && active != NULL) {
+        chat_cancel(active);
+    }
 }
 
 static void show_reasoning(void *context, const char *text, size_t size) {
@@ -114,8 +118,6 @@ static void end_answer(struct screen *screen) {
 
 /* ---- the conversation */
 
-static struct chat *active; /* what Ctrl-C cancels; NULL at the prompt */
-
 static void on_interrupt(int signal_number) {
     (void)signal_number;
     if (active != NULL) {
@@ -137,6 +139,9 @@ static enum status ask(struct chat *chat, struct screen *screen, const char *que
     enum status status = chat_ask(chat, question, size, &output, &cut);
     active = NULL;
     end_answer(screen);
+    if (ferror(stdout)) {
+        status = status_fail(STATUS_IO, "standard output does not take the answer");
+    }
     if (status != STATUS_OK) {
         fprintf(stderr, "tandem chat: %s\n", status_text());
     } else if (cut) {
@@ -173,7 +178,10 @@ static enum status read_question(struct buf *question) {
     do {
         got = fread(buf_reserve(question, 4096), 1, 4096, stdin);
         question->size += got;
-    } while (got > 0 && question->size <= MAX_QUESTION);
+    } while (got > 0 && !ferror(stdin) && question->size <= MAX_QUESTION);
+    if (ferror(stdin)) {
+        FAIL_ERRNO(STATUS_IO, "standard input"); /* Ctrl-C, too: half a question is none */
+    }
     if (question->size > MAX_QUESTION) {
         FAIL(STATUS_LIMIT, "the question on standard input is longer than %u MiB", MAX_QUESTION >> 20);
     }

@@ -114,7 +114,7 @@ static void close_rank_fds(struct group *group) {
 /* Every process is gone: what comes next? */
 static void settle(struct group *group, uint64_t now_ns) {
     close_rank_fds(group);
-    if (group->state == GROUP_STOPPED) {
+    if (group->state != GROUP_DYING) {
         return;
     }
     if (!group->was_up || backoff_gives_up(group->deaths)) {
@@ -168,6 +168,10 @@ static void fail_start(struct group *group, uint64_t now_ns, enum status status)
     }
 }
 
+static bool is_ending(const struct group *group) {
+    return group->state == GROUP_DYING || group->state == GROUP_FAILED || group->state == GROUP_STOPPED;
+}
+
 void group_reap(struct group *group, uint64_t now_ns) {
     for (uint32_t rank = 0; rank < group->world; rank++) {
         struct rank *self = &group->ranks[rank];
@@ -178,17 +182,16 @@ void group_reap(struct group *group, uint64_t now_ns) {
         if (!spawn_reap(&self->child, how, sizeof how)) {
             continue;
         }
-        bool expected = group->state == GROUP_DYING || group->state == GROUP_STOPPED;
-        if (!expected) {
+        if (!is_ending(group)) {
             /* Its last words may lie in the socket still. */
             group_readable(group, self->child.control_fd, now_ns);
         }
-        if (group->state != GROUP_DYING && group->state != GROUP_STOPPED) {
+        if (!is_ending(group)) {
             group_lose_rank(group, rank, how, now_ns);
         }
         spawn_close(&self->child);
     }
-    if ((group->state == GROUP_DYING || group->state == GROUP_STOPPED) && group_empty(group)) {
+    if (is_ending(group) && group_empty(group)) {
         settle(group, now_ns);
     }
 }

@@ -54,6 +54,8 @@ static void print_help(FILE *out) {
 int main(int argc, char **argv) {
     /* A reader that goes away shows as a failed write. */
     signal(SIGPIPE, SIG_IGN);
+    /* Some parents leave it ignored; children would be reaped unseen then. */
+    signal(SIGCHLD, SIG_DFL);
     if (argc < 2) {
         print_help(stderr);
         return EXIT_USAGE;

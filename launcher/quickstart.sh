@@ -28,7 +28,8 @@ while [ $# -gt 0 ]; do
     --build-only) build_only=1 ;;
     --cuda) cuda=1 ;;
     --model)
-        model=${2:-}
+        [ $# -ge 2 ] || usage
+        model=$2
         shift
         ;;
     *) usage ;;

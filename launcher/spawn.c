@@ -18,8 +18,8 @@
 
 enum status spawn_seal(void) {
     int fd;
-    do {
-        fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+    do { /* those that stay open are for the children too */
+        fd = open("/dev/null", O_RDWR);
     } while (fd >= 0 && fd <= STDERR_FILENO);
     if (fd < 0) {
         FAIL_ERRNO(STATUS_IO, "/dev/null");
@@ -119,8 +119,11 @@ enum status spawn_signals(int *fd) {
     sigemptyset(&mask);
     sigaddset(&mask, SIGINT);
     sigaddset(&mask, SIGTERM);
-    sigaddset(&mask, SIGHUP);
     sigaddset(&mask, SIGCHLD);
+    struct sigaction hangup;
+    if (sigaction(SIGHUP, NULL, &hangup) == 0 && hangup.sa_handler != SIG_IGN) {
+        sigaddset(&mask, SIGHUP);
+    }
     if (sigprocmask(SIG_BLOCK, &mask, NULL) != 0) {
         FAIL_ERRNO(STATUS_IO, "sigprocmask");
     }

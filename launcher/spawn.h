@@ -36,7 +36,8 @@ void spawn_kill(const struct child *child);
 void spawn_close(struct child *child);
 
 /* Blocks SIGINT, SIGTERM, SIGHUP and SIGCHLD in the calling thread and returns a signalfd for them (non-blocking,
- * close-on-exec). Call before threads start. Children get an empty mask again. */
+ * close-on-exec). A SIGHUP that is ignored, as nohup(1) leaves it, stays so. Call before threads start. Children get an
+ * empty mask again. */
 enum status spawn_signals(int *fd);
 
 #endif

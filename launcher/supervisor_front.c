@@ -61,12 +61,14 @@ enum status front_start(struct supervisor *supervisor) {
     char fd_text[16];
     snprintf(fd_text, sizeof fd_text, "%d", SPAWN_CHILD_FD);
     const char *const arguments[] = {"tandem", "frontend", "--fd", fd_text, "--log", supervisor->plan->log_level, NULL};
-    front->ready = false;
+    front->ready = front->told = false;
     front->until_ns = 0;
     front->error[0] = 0;
     memset(supervisor->linked, 0, sizeof supervisor->linked);
     TRY(spawn_child(arguments, &front->child));
-    return send_init(supervisor);
+    TRY(send_init(supervisor));
+    front->told = true;
+    return STATUS_OK;
 }
 
 /* ---- to the front-end */
@@ -207,8 +209,8 @@ static void handle_death(struct supervisor *supervisor, const char *how, uint64_
     const char *cause = front->error[0] != 0 ? front->error : how;
     bool stood = front->ready && now_ns - front->ready_ns > FRONT_STOOD_NS;
     front->deaths = stood ? 1 : front->deaths + 1;
-    /* One that died over the journals would do so again. */
-    front->recover = front->ready;
+    /* One that died over the journals would do so again; one that never saw them leaves them as they are. */
+    front->recover = front->told ? front->ready : front->recover;
     front->ready = false;
     bar_clear(&supervisor->bar);
     if (!front->was_ready || backoff_gives_up(front->deaths)) {

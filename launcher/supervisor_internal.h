@@ -20,6 +20,7 @@ enum supervisor_phase {
 /* The front-end, as the supervisor sees it. */
 struct front {
     struct child child;
+    bool told;       /* this process got its INIT, and the journals with it */
     bool ready;      /* of this process */
     bool was_ready;  /* of any: the first start must succeed */
     bool recover;    /* the next one finds the requests of the last one in the journals */

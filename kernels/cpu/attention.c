@@ -15,7 +15,7 @@
 #include "kernels/cpu/vec.h"
 #include "runtime/base/check.h"
 
-#define MAX_HEAD_DIM 256
+#define MAX_HEAD_DIM KERNEL_MAX_HEAD_DIM
 #define MAX_QUERIES 64 /* that go over a tile together */
 #define SPLIT_POSITIONS 512
 #define SPLIT_MAX_TOKENS 8 /* steps with more tokens are not split */

@@ -3,7 +3,7 @@
 #include "kernels/cpu/vec.h"
 #include "runtime/base/check.h"
 
-#define MAX_HEAD_DIM 256
+#define MAX_HEAD_DIM KERNEL_MAX_HEAD_DIM
 
 /* Two rows of a step on one slot are padding rows: each has the same token at position 0, so the first of them writes
  * the cache for all, and no two threads write the same place. They lie side by side. */

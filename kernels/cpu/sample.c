@@ -12,7 +12,7 @@
 #include "runtime/base/check.h"
 #include "runtime/base/rng.h"
 
-#define MAX_VOCABULARY (320 * 1024) /* bounds what a row keeps on the stack */
+#define MAX_VOCABULARY KERNEL_MAX_VOCABULARY /* bounds what a row keeps on the stack */
 #define DIGIT_BUCKETS 2048
 #define TOP_K_GROUPS 512
 #define DRAW_BLOCK 4096

@@ -71,7 +71,8 @@ static enum status read_at(int fd, const char *path, uint64_t offset, void *dst,
 }
 
 static enum status read_header(struct checkpoint_file *file) {
-    file->fd = open(file->path, O_RDONLY | O_CLOEXEC);
+    /* What is no regular file is refused below; a pipe would be waited for. */
+    file->fd = open(file->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (file->fd < 0) {
         FAIL_ERRNO(errno == ENOENT || errno == ENOTDIR ? STATUS_NOT_FOUND : STATUS_IO, "%s", file->path);
     }

@@ -15,6 +15,18 @@ static uint32_t blocks_per_sequence(const struct plan_input *input) {
     return (input->max_model_len + input->block_size - 1) / input->block_size;
 }
 
+static enum status check_model(const struct model_config *config) {
+    if (config->head_dim > KERNEL_MAX_HEAD_DIM) {
+        FAIL(STATUS_UNSUPPORTED, "the model's head_dim is %u; at most %d is served", config->head_dim,
+             KERNEL_MAX_HEAD_DIM);
+    }
+    if (config->vocab_size > KERNEL_MAX_VOCABULARY) {
+        FAIL(STATUS_UNSUPPORTED, "the model's vocab_size is %u; at most %d is served", config->vocab_size,
+             KERNEL_MAX_VOCABULARY);
+    }
+    return STATUS_OK;
+}
+
 static enum status check_input(const struct plan_input *input) {
     const struct {
         const char *name;
@@ -248,6 +260,7 @@ static enum status choose_blocks(const struct plan_input *input, struct plan *pl
 
 enum status plan_make(const struct plan_input *input, struct plan *plan) {
     TRY(check_input(input));
+    TRY(check_model(input->config));
     memset(plan, 0, sizeof *plan);
     plan->world = input->world;
     plan->batch = batch_limits_of(input);

@@ -57,7 +57,8 @@ struct plan {
 };
 
 /* STATUS_LIMIT when the weights, or the KV of one sequence of max_model_len, do not fit; the text says what to lower.
- * STATUS_INVALID for values that cannot be; STATUS_UNSUPPORTED when the model cannot be split over that world. */
+ * STATUS_INVALID for values that cannot be; STATUS_UNSUPPORTED when the model cannot be split over that world, or has
+ * larger heads or a larger vocabulary than the kernels serve. */
 enum status plan_make(const struct plan_input *input, struct plan *plan);
 
 /* What a rank holds of the model; fails as shard_model_make does. */

@@ -148,16 +148,16 @@ def run(*arguments, stdin="", timeout=60):
 
 
 class Server:
-    """`tandem serve` on a free port."""
+    """`tandem serve` on a free port. `before` is called in the new process, in front of the program."""
 
-    def __init__(self, *arguments, config="configs/cpu-x2.yaml", ready=True, pass_fds=()):
+    def __init__(self, *arguments, config="configs/cpu-x2.yaml", ready=True, pass_fds=(), before=None):
         if config is not None:
             arguments = (config, *arguments)
         self.arguments = ["serve", *arguments, "--set", "http.port=0", "--set", "tcp.port=0"]
         self.stderr = tempfile.NamedTemporaryFile("ab")
         self.process = subprocess.Popen(
             [PROGRAM, *self.arguments], stdout=subprocess.PIPE, stderr=self.stderr, stdin=subprocess.DEVNULL, text=True,
-            cwd=ROOT, pass_fds=pass_fds)
+            cwd=ROOT, pass_fds=pass_fds, preexec_fn=before)
         self.pid = self.process.pid
         self.all_pids = set()
         _servers.append(self)

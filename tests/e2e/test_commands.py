@@ -1,12 +1,15 @@
 """The subcommands that start no server: help, version, config, tokenize; and chat against one."""
 
+import fcntl
 import json
 import os
 import pty
 import select
 import signal
+import struct
 import subprocess
 import tempfile
+import termios
 import time
 
 from support import MODEL, PROGRAM, ROOT, Server, answer_of, expect, expect_equal, kill, main, run, test, wait_for
@@ -200,6 +203,10 @@ class Terminal:
         raise AssertionError(f"no end; the terminal shows {self.text!r}")
 
 
+def unread_bytes(pipe):
+    return struct.unpack("i", fcntl.ioctl(pipe.fileno(), termios.FIONREAD, bytes(4)))[0]
+
+
 def converse(server, url):
     prompts = server.metrics()["vllm:prompt_tokens_total"]
     terminal = Terminal("chat", url, "--temperature", "0")
@@ -244,6 +251,35 @@ def interrupt(server, url):
     terminal.wait_text("7\r\n> ")
     terminal.type("\x03")
     expect_equal(terminal.wait(), 0, "exit code after Ctrl-C at the prompt")
+
+
+@test
+def half_a_question_is_not_asked():
+    server = Server(config="configs/cpu-x1.yaml")
+    process = subprocess.Popen([PROGRAM, "chat", server.url, "--no-thinking"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    process.stdin.write("What is 12")
+    process.stdin.flush()
+    wait_for(lambda: unread_bytes(process.stdin) == 0, "the half to be read")
+    while process.poll() is None:  # one that comes between two reads is lost
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.01)
+    expect_equal((process.returncode, process.stdout.read()), (1, ""), "exit code and output")
+    expect("standard input" in process.stderr.read(), "the cause is not said")
+    for stream in (process.stdin, process.stdout, process.stderr):
+        stream.close()
+    server.stop()
+
+
+@test
+def an_answer_that_cannot_be_written_is_a_failure():
+    server = Server(config="configs/cpu-x1.yaml")
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([PROGRAM, "chat", f"tcp://{server.host}:{server.tcp_port}", "--once", "3 + 4 = ?"], stdout=full,
+                              stderr=subprocess.PIPE, text=True, timeout=30, cwd=ROOT)
+    expect_equal(done.returncode, 1, "exit code")
+    expect("standard output" in done.stderr, done.stderr)
+    server.stop()
 
 
 @test(seconds=120)

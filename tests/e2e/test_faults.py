@@ -56,12 +56,13 @@ def a_killed_worker_is_not_a_killed_stream():
     requests = bodies(16)
     undisturbed = in_threads([lambda b=body: stream(server, b) for body in requests], 16)
     same(undisturbed, undisturbed, "undisturbed")
-    for rank, after in ((0, 60), (1, 300), (0, 700)):
+    for number, (rank, after) in enumerate(((0, 60), (1, 300), (0, 700)), 1):
         victim = server.workers()[0, rank]
         results = run_disturbed(server, requests, lambda: kill(victim), after)
         same(results, undisturbed, f"rank {rank} killed after {after} tokens")
-        wait_for(lambda: len(server.workers()) == 2 and victim not in server.workers().values(), "the next workers")
-    wait_for(lambda: "restart 3" in server.errors(), "the third restart")
+        # The answers may have been complete when it was killed, and on their way: they do not wait for the next group.
+        wait_for(lambda n=number: f"(restart {n})" in server.errors(), "the next group")
+        expect(victim not in server.workers().values(), "the dead worker is still there")
     server.stop()
 
 
@@ -116,7 +117,7 @@ def a_stopped_worker_is_found_and_replaced():
     victim = server.workers()[0, 1]
     results = run_disturbed(server, requests, lambda: kill(victim, signal.SIGSTOP), 50)
     same(results, undisturbed, "stopped")
-    wait_for(lambda: "stalls" in server.errors(), "the stall to be found", 60)
+    wait_for(lambda: "stalls" in server.errors(), "the stopped worker to be found")
     server.stop()
 
 
@@ -135,13 +136,12 @@ def the_server_comes_back_when_its_front_end_dies():
     server = Server()
     workers = server.workers()
     port = server.port
+    endless = {"messages": [{"role": "user", "content": "go on"}], "ignore_eos": True, "max_tokens": 3900}
     for _ in range(3):
         front = server.frontend()
-        requests = [{**body, "ignore_eos": True, "max_tokens": 3900} for body in bodies(8)]  # none ends before the kill
-        results = run_disturbed(server, requests, lambda pid=front: kill(pid), 100)
+        results = run_disturbed(server, [endless, *bodies(8)], lambda pid=front: kill(pid), 100)
         # HTTP clients cannot be handed over; what must not happen is an answer that looks whole and is not.
-        broken = sum(isinstance(result, StreamBroken) for result in results)
-        expect(broken > 0, "no stream noticed the front-end's end")
+        expect(isinstance(results[0], StreamBroken), "the endless stream did not notice the front-end's end")
         expect(all(isinstance(result, (StreamBroken, dict)) for result in results), f"{results}")
         wait_for(lambda pid=front: server.frontend() not in (None, pid), "the next front-end")
         expect_equal(answer_of(server.chat("3 + 4 = ?")["message"]["content"]), "7", "the answer")

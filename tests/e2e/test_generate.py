@@ -1,11 +1,11 @@
 """`tandem generate`: JSON lines in, JSON lines out, without a listener."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import tempfile
-import time
 
 from support import MODEL, PROGRAM, ROOT, Server, answer_of, children, expect, expect_equal, is_alive, kill, main, run
 from support import sums, test, wait_for
@@ -142,6 +142,7 @@ def a_killed_worker_loses_no_line():
     workers = children(process.pid)
     expect_equal(len(workers), 2, "workers")
     kill(workers[1])
+    wait_for(lambda: len(set(children(process.pid)) - set(workers)) == 2, "the next workers")
     process.stdin.close()
     answers = [json.loads(line) for line in [first, *process.stdout]]
     errors = process.stderr.read()
@@ -181,8 +182,9 @@ def a_reader_that_goes_away_ends_it():
     process = start([question(text) for text, _ in sums(40)])
     process.stdout.readline()
     process.stdout.close()
-    time.sleep(0.1)
-    process.stdin.close()
+    with contextlib.suppress(BrokenPipeError):  # an answer that nobody reads has ended it already
+        process.stdin.write(json.dumps(question("3 + 4 = ?")) + "\n")
+        process.stdin.close()
     errors = process.stderr.read()
     expect_equal(process.wait(20), 1, f"exit code ({errors})")
     expect("standard output" in errors, errors)

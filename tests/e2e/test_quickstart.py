@@ -1,4 +1,4 @@
-"""What `launcher/quickstart.sh --cuda` says before it builds anything, with a driver's nvidia-smi in its place."""
+"""What `launcher/quickstart.sh` says before it builds anything; with --cuda a script is in the place of nvidia-smi."""
 
 import os
 import subprocess
@@ -30,6 +30,13 @@ def cards_that_are_not_served_are_named():
         expect_equal(code, 1, f"exit code of {script!r} ({errors})")
         for part in parts:
             expect(part in errors, f"{part!r} is not in {errors!r}")
+
+
+@test
+def a_flag_without_its_value_gets_the_usage():
+    done = subprocess.run(["launcher/quickstart.sh", "--model"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    expect_equal(done.returncode, 2, f"exit code ({done.stderr})")
+    expect("launcher/quickstart.sh --model smollm2" in done.stderr, done.stderr)
 
 
 if __name__ == "__main__":

@@ -113,6 +113,37 @@ def sigint_ends_it():
 
 
 @test
+def a_hangup_ends_it_unless_it_was_started_with_hangups_ignored():
+    server = Server(before=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL))
+    server.send_signal(signal.SIGHUP)
+    expect_equal(server.wait(5), 0, "exit code")
+    expect_equal(server.left_running(), [], "processes left")
+    server = Server("--set", "drain_timeout=0", before=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    server.send_signal(signal.SIGHUP)  # arrives before the next one is sent
+    expect_equal(answer_of(server.chat("3 + 4 = ?")["message"]["content"]), "7", "the answer")
+    server.send_signal(signal.SIGTERM)
+    expect_equal(server.wait(5), 0, "exit code")
+    expect_equal(server.errors().count("ending;"), 1, "ends")
+    expect("second signal: ending" not in server.errors(), server.errors())
+
+
+@test
+def a_parent_that_ignored_the_end_of_its_children_changes_nothing():
+    server = Server(before=lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN))
+    kill(server.workers()[0, 1])
+    wait_for(lambda: "up again" in server.errors(), "the group to come back")
+    server.stop()
+
+
+@test
+def standard_streams_that_are_closed_are_not_taken_by_others():
+    server = Server(before=lambda: os.close(2))
+    for pid in [server.pid, *children(server.pid)]:
+        expect_equal(os.readlink(f"/proc/{pid}/fd/2"), "/dev/null", f"standard error of {command_line(pid)}")
+    server.stop()
+
+
+@test
 def running_answers_may_end_and_new_ones_are_refused():
     server = Server("--set", "drain_timeout=30")
     worker = server.workers()[0, 1]
@@ -142,6 +173,7 @@ def a_second_signal_does_not_wait():
     def note(result):
         if len(result["tokens"]) >= 5 and not ends:
             ends.append(1)
+            kill(server.workers()[0, 1], signal.SIGSTOP)  # the answer cannot end
             server.send_signal(signal.SIGTERM)
             wait_for(lambda: "second signal" in server.errors(), "the drain to begin")
             server.send_signal(signal.SIGTERM)

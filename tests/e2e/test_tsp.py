@@ -2,7 +2,9 @@
 answers; requests that outlive connections and front-ends; slow readers; drains; keys."""
 
 import json
+import os
 import random
+import resource
 import socket
 import struct
 import tempfile
@@ -430,6 +432,34 @@ def ended_and_forgotten_requests_outlive_the_frontend_too():
     stream_id = gone.submit(connection)
     expect_refused(4003, lambda: connection.expect(tsp.ACCEPTED, stream_id))
     connection.close()
+    server.stop()
+
+
+def fill_descriptors(server):
+    """Leaves the supervisor room for no more descriptors than it has; returns the limits it had."""
+    had = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)
+    used = {int(name) for name in os.listdir(f"/proc/{server.pid}/fd")}
+    resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (min(set(range(len(used) + 1)) - used), had[1]))
+    return had
+
+
+@test(seconds=120)
+def a_frontend_that_cannot_be_started_at_once_finds_the_requests_later():
+    server = server_of("--set", "log.level=debug")
+    fields = chat("What is 7 + 8?", ignore_eos=1, max_tokens=250)[0]
+    wanted = ask(server.tcp, fields).result()
+    wait_for(lambda: "descriptors of worker" in server.errors(), "the audit, which opens some for a moment")
+    request = Request(fields)
+    thread = threading.Thread(target=carry, args=(server.tcp, [request]), daemon=True)
+    thread.start()
+    wait_for(lambda: request.times, "the first frame")
+    had = fill_descriptors(server)
+    kill(server.frontend())
+    wait_for(lambda: "the front-end cannot be started" in server.errors(), "the start that fails")
+    resource.prlimit(server.pid, resource.RLIMIT_NOFILE, had)
+    thread.join(60)
+    expect(request.ended, "the stream did not end")
+    expect_equal(request.result(), wanted, "the answer")
     server.stop()
 
 

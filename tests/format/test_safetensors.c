@@ -225,6 +225,18 @@ TEST(refuses_bad_indexes) {
     EXPECT_FAILS(checkpoint_open(folder, &checkpoint), STATUS_NOT_FOUND, folder);
 }
 
+TEST(a_pipe_in_the_place_of_weights_is_refused_and_not_waited_for) {
+    make_folder();
+    char path[256];
+    snprintf(path, sizeof path, "%s/model.safetensors", folder);
+    EXPECT(mkfifo(path, 0600) == 0);
+    struct checkpoint *checkpoint = NULL;
+    alarm(20);
+    EXPECT_FAILS(checkpoint_open(folder, &checkpoint), STATUS_INVALID, "model.safetensors: is no regular file");
+    alarm(0);
+    remove_folder();
+}
+
 TEST(opens_the_shared_model) {
     struct checkpoint *checkpoint = NULL;
     if (checkpoint_open(TANDEM_SOURCE_DIR "/../shared/models/stories260k", &checkpoint) == STATUS_NOT_FOUND) {

@@ -4,10 +4,12 @@
 #include <pty.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "launcher/bar.h"
 #include "launcher/descriptors.h"
+#include "launcher/group_internal.h"
 #include "launcher/line_feed.h"
 #include "launcher/lines.h"
 #include "launcher/listener.h"
@@ -123,6 +125,42 @@ TEST(a_feed_that_cannot_read_says_so) {
     EXPECT(!line_feed_was_whole(feed));
     line_feed_free(feed);
     fclose(in);
+}
+
+/* ---- a group whose killed worker does not end in time */
+
+static void count_call(void *context, struct group *group) {
+    (void)group;
+    (*(int *)context)++;
+}
+
+TEST(a_group_given_up_stays_so_when_its_last_process_ends_after_all) {
+    struct serve_plan plan = {.init = {.world = 1}};
+    int calls = 0;
+    struct group_config config = {
+        .plan = &plan, .up = count_call, .down = count_call, .failed = count_call, .context = &calls};
+    struct group *group = group_create(&config);
+    pid_t pid = fork();
+    if (pid == 0) {
+        pause();
+        _exit(0);
+    }
+    group->ranks[0].child.pid = pid;
+    group->was_up = true;
+    group->state = GROUP_STARTING;
+    group_lose(group, 1000 * NS_PER_S);
+    EXPECT_EQ(group_state(group), GROUP_DYING);
+    group_tick(group, 1031 * NS_PER_S);
+    EXPECT_EQ(group_state(group), GROUP_FAILED);
+    EXPECT_EQ(calls, 1);
+    siginfo_t info;
+    EXPECT(waitid(P_PID, (id_t)pid, &info, WEXITED | WNOWAIT) == 0);
+    group_reap(group, 1032 * NS_PER_S);
+    EXPECT(group_empty(group));
+    EXPECT_EQ(group_state(group), GROUP_FAILED);
+    EXPECT(group_next_ns(group) == UINT64_MAX);
+    EXPECT_EQ(calls, 1);
+    group_destroy(group);
 }
 
 /* ---- the rest */

@@ -200,6 +200,22 @@ TEST(values_that_cannot_be_are_refused_by_name) {
 }
 
 /* Large vocabularies go over the head in passes, small ones at once. */
+/* What no backend holds is known before a worker starts, not at the first request. */
+TEST(models_beyond_what_the_kernels_hold_are_refused) {
+    struct plan plan;
+    struct model_config model = qwen_7b;
+    struct plan_input input = input_for(1);
+    input.config = &model;
+    model.head_dim = KERNEL_MAX_HEAD_DIM;
+    model.vocab_size = KERNEL_MAX_VOCABULARY;
+    EXPECT_OK(plan_make(&input, &plan));
+    model.head_dim = KERNEL_MAX_HEAD_DIM + 2;
+    EXPECT_FAILS(plan_make(&input, &plan), STATUS_UNSUPPORTED, "head_dim is 258; at most 256");
+    model.head_dim = 128;
+    model.vocab_size = KERNEL_MAX_VOCABULARY + 1;
+    EXPECT_FAILS(plan_make(&input, &plan), STATUS_UNSUPPORTED, "vocab_size is 327681; at most 327680");
+}
+
 TEST(logits_stay_within_their_budget) {
     struct plan plan;
     struct plan_input input = input_for(1);
