@@ -309,10 +309,11 @@ static void check_connection(struct core *core) {
     uint64_t silent_ms = core->now_ms - core->heard_ms;
     if (core->link == LINK_GREETING && core->now_ms - core->since_ms >= core->options.connect_timeout_ms) {
         lose(core, "the server did not answer in time", 0);
-    } else if (core->link == LINK_OPEN && silent_ms >= 2 * ping_ms) {
+    } else if (core->link == LINK_OPEN && core->pinged && core->now_ms - core->pinged_ms >= ping_ms) {
         lose(core, "nothing was heard of the server, nor an answer to PING", 0);
     } else if (core->link == LINK_OPEN && silent_ms >= ping_ms && !core->pinged) {
         core->pinged = true;
+        core->pinged_ms = core->now_ms;
         core_ping(core);
     } else if (core->link == LINK_OPEN && core->leaving && core->n_attached == 0 && core->n_waiting > 0) {
         lose(core, "the server is about to end", 0);
@@ -359,7 +360,7 @@ uint64_t core_deadline(const struct core *core) {
     } else if (core->link == LINK_GREETING) {
         at = earlier(at, core->since_ms + core->options.connect_timeout_ms);
     } else if (core->link == LINK_OPEN) {
-        at = earlier(at, core->heard_ms + (core->pinged ? 2 : 1) * (uint64_t)core->welcome.ping_ms);
+        at = earlier(at, (core->pinged ? core->pinged_ms : core->heard_ms) + core->welcome.ping_ms);
     }
     if (core->trouble_ms != NEVER && !is_idle(core)) {
         at = earlier(at, core->trouble_ms + core->options.give_up_ms);

@@ -109,7 +109,8 @@ struct core {
     struct tsp_welcome welcome; /* but for its texts, which lay in the frame */
     char model[256];
     uint64_t since_ms, heard_ms;
-    bool pinged;
+    bool pinged; /* since heard_ms, at pinged_ms */
+    uint64_t pinged_ms;
     uint64_t ack_ping; /* number of the PING that asks whether ACKs arrived; 0: none is on its way */
     bool leaving;      /* nothing new is sent on it: another server takes that */
     uint32_t last_number;

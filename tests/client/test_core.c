@@ -513,6 +513,24 @@ TEST(silence_is_answered_by_ping_and_then_by_a_loss) {
     core_free(&rig.core);
 }
 
+/* The program stood still for longer than that: what the server says may lie unread. */
+TEST(no_server_is_left_that_was_not_asked) {
+    struct rig rig;
+    struct core_options options = rig_options();
+    rig_start(&rig, &options);
+    running(&rig, 1);
+    core_tick(&rig.core, 90000);
+    uint64_t asked = rig_hear(&rig, TSP_PING, 0).body.ping.data;
+    EXPECT_EQ(core_deadline(&rig.core), 110000);
+    core_tick(&rig.core, 109999);
+    EXPECT_EQ(rig.core.link, LINK_OPEN);
+    rig.now_ms = 109999;
+    rig_pong(&rig, asked);
+    core_tick(&rig.core, 110000);
+    EXPECT_EQ(rig.core.link, LINK_OPEN);
+    core_free(&rig.core);
+}
+
 TEST(ping_is_answered) {
     struct rig rig;
     struct core_options options = rig_options();
