@@ -83,8 +83,12 @@ static enum status check_model(struct config *config) {
         const char *slash = strrchr(config->model, '/');
         config->served_model_name = xstrdup(slash[1] != 0 ? slash + 1 : "model");
     }
-    if (strlen(config->model) >= 1000 || strlen(config->served_model_name) > 250) {
+    if (strlen(config->model) >= 1000) {
         return config_fail_key(config, "model", STATUS_LIMIT, "the path is longer than 1000 bytes");
+    }
+    if (strlen(config->served_model_name) > 250) {
+        return config_fail_key(config, "served_model_name", STATUS_LIMIT,
+                               "the directory's name is longer than 250 bytes; give a shorter one here");
     }
     return STATUS_OK;
 }

@@ -218,6 +218,25 @@ TEST(a_missing_model_is_named) {
     EXPECT_FAILS(config_read_file(&config, "/does/not/exist.yaml"), STATUS_NOT_FOUND, "/does/not/exist.yaml");
 }
 
+/* A directory's name may have 255 bytes, a served model's 250. */
+TEST(a_directory_whose_name_is_too_long_for_a_model_wants_another_one) {
+    char name[253];
+    char path[1024];
+    memset(name, 'm', sizeof name - 1);
+    name[sizeof name - 1] = 0;
+    test_folder_mkdir(name);
+    snprintf(path, sizeof path, "%s/config.json", name);
+    test_folder_write(path, "{}");
+    snprintf(path, sizeof path, "%s/%s", test_folder(), name);
+    struct config config;
+    config_init(&config);
+    EXPECT_OK(config_set_flag(&config, "--model", "model", path));
+    EXPECT_FAILS(config_finish(&config), STATUS_LIMIT, "served_model_name: the directory's name is longer than 250");
+    EXPECT_OK(config_set(&config, "served_model_name=short"));
+    EXPECT_OK(config_finish(&config));
+    config_free(&config);
+}
+
 TEST(a_promise_that_cards_cannot_keep_is_refused) {
     EXPECT_OK(check_line("backend: cuda\ntp: 2\ndeterministic: true"));
     EXPECT_OK(check_line("backend: cpu\ntp: 4\ndeterministic: true"));
