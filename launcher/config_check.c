@@ -88,7 +88,7 @@ static enum status check_model(struct config *config) {
     }
     if (strlen(config->served_model_name) > 250) {
         return config_fail_key(config, "served_model_name", STATUS_LIMIT,
-                               "the directory's name is longer than 250 bytes; give a shorter one here");
+                               "the name, by default the directory's, is longer than 250 bytes; give a shorter one");
     }
     return STATUS_OK;
 }

@@ -11,7 +11,7 @@
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/logits.cuh"
 
-#define MAX_VOCABULARY (320u * 1024u) /* bounds the bitmap of ids, and the sum of weights */
+#define MAX_VOCABULARY ((uint32_t)KERNEL_MAX_VOCABULARY) /* bounds the bitmap of ids, and the sum of weights */
 #define BUCKET_BITS 12
 #define BUCKETS (1u << BUCKET_BITS)
 #define BUCKETS_EACH (BUCKETS / LOGITS_THREADS)

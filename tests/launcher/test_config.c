@@ -231,7 +231,8 @@ TEST(a_directory_whose_name_is_too_long_for_a_model_wants_another_one) {
     struct config config;
     config_init(&config);
     EXPECT_OK(config_set_flag(&config, "--model", "model", path));
-    EXPECT_FAILS(config_finish(&config), STATUS_LIMIT, "served_model_name: the directory's name is longer than 250");
+    EXPECT_FAILS(config_finish(&config), STATUS_LIMIT,
+                 "served_model_name: the name, by default the directory's, is longer than 250");
     EXPECT_OK(config_set(&config, "served_model_name=short"));
     EXPECT_OK(config_finish(&config));
     config_free(&config);
