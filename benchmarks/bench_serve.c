@@ -318,8 +318,10 @@ static void await_ready(int output, char *url, size_t size) {
     fclose(lines); /* it says no more */
 }
 
-static void run_servers(const struct load *load) {
+/* Returns how many requests failed. */
+static uint64_t run_servers(const struct load *load) {
     double one_rate = 0;
+    uint64_t failed = 0;
     for (uint32_t i = 0; i < load->tp.n; i++) {
         int output;
         char url[300];
@@ -335,7 +337,9 @@ static void run_servers(const struct load *load) {
             one_rate = (double)outcome.tokens / outcome.seconds;
         }
         report_outcome(load, load->tp.at[i], &outcome, ready_s, one_rate);
+        failed += outcome.failed;
     }
+    return failed;
 }
 
 /* ---- the program */
@@ -401,8 +405,7 @@ int main(int argc, char **argv) {
         ceiling_report(&ceiling);
     }
     if (load.url == NULL) {
-        run_servers(&load);
-        return EXIT_OK;
+        return run_servers(&load) > 0 ? EXIT_FAILED : EXIT_OK;
     }
     struct outcome outcome;
     run_load(&load, load.url, &outcome);

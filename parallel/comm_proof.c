@@ -22,7 +22,7 @@ struct proof {
     char *own, *trusted;           /* [world][max_bytes] results, and the data of one message */
     char *out;                     /* of norms, not looked at */
     float *residual;               /* [2][max_count] */
-    float *weight;                 /* [row] of ones */
+    float *weight;                 /* [row] of zeros: only the residual is looked at */
     char *host_own, *host_trusted; /* pinned; [world][max_bytes], at least 4 * max_count */
     struct comm_finding finding;
 };
