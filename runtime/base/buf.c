@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdarg.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,6 +15,7 @@
 
 char *buf_reserve(struct buf *buf, size_t size) {
     if (buf->capacity - buf->size < size) {
+        CHECK(size <= SIZE_MAX / 4, "a buffer is to take %zu bytes", size); /* else doubling would never end */
         size_t capacity = buf->capacity > 0 ? buf->capacity : 256;
         while (capacity - buf->size < size) {
             capacity *= 2;

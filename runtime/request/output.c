@@ -187,7 +187,7 @@ static size_t advance_stops(struct output_stream *stream, char byte, size_t *hel
 /* Scans the new text; hands on what cannot be part of a stop text any more. Returns true at a stop. */
 static bool scan_stops(struct output_stream *stream, const char *text, size_t size, struct output_delta *delta) {
     struct buf *held = &stream->held;
-    size_t keep = 0;
+    size_t keep = held->size; /* no text: it may still begin a stop text */
     for (size_t i = 0; i < size; i++) {
         buf_append(held, &text[i], 1);
         size_t stop = advance_stops(stream, text[i], &keep);

@@ -150,7 +150,8 @@ static void add_stop(struct request *request, const char *text) {
 static const char *const pieces[] = {"<think>", "</think>", "\n", " ",    "a",    "ab",   "abab", "<",  "</",
                                      "th",      "think>",   "é",  "汉字", "😀",    "STOP", "ST",   "OP", "\r\n",
                                      "end.",    "</thin",   "k>", "x",    "1295", "\n\n", "aab"};
-static const char *const stops[] = {"STOP", "abab", "aab", "</think>", "字", "\n\n", "end", "OPx", "😀"};
+static const char *const stops[] = {"STOP", "abab", "aab", "</think>", "字",  "\n\n", "end",
+                                    "OPx",  "😀",    "x字", "a😀",       "\né", "é汉"};
 
 static void fuzz_splits(uint64_t seed, unsigned rounds) {
     struct request_context *context = context_load();
@@ -184,6 +185,37 @@ static void read_all(const struct request_context *context, const struct request
         output_stream_push(stream, ids[i], delta);
     }
     output_stream_finish(stream, delta);
+}
+
+/* A token may bring no text: a part of a character, or one that is not shown. The stop text that the output may have
+ * begun is then as near as before. */
+TEST(a_token_without_text_leaves_a_begun_stop_text) {
+    struct request_context *context = context_load();
+    struct request request = {.skip_special = true, .include_reasoning = true};
+    add_stop(&request, "x字y");
+    const struct tokenizer *tokenizer = context->tokenizer;
+    struct token_list ids = {0};
+    EXPECT_OK(tokenizer_encode(tokenizer, "1x字", 5, TOKENIZE_PLAIN, &ids));
+    EXPECT(ids.size > 3); /* the character is of several tokens */
+    uint32_t read[16];
+    size_t n = 0;
+    for (size_t i = 0; i < ids.size; i++) {
+        read[n++] = ids.ids[i];
+        read[n++] = tokenizer_eos_id(tokenizer);
+    }
+    read[n++] = tokenizer_token_id(tokenizer, "y");
+    EXPECT(n <= 16);
+    for (int stopped = 0; stopped < 2; stopped++) {
+        struct output_stream stream;
+        struct output_delta delta = {0};
+        read_all(context, &request, read, stopped ? n : n - 1, &stream, &delta);
+        EXPECT_EQ(stream.state, stopped ? OUTPUT_STOP_TEXT : OUTPUT_OPEN);
+        EXPECT_TEXT(buf_cstr(&delta.content), stopped ? "1" : "1x字");
+        output_stream_free(&stream);
+        output_delta_free(&delta);
+    }
+    token_list_free(&ids);
+    request_context_free(context);
 }
 
 TEST(tokens_are_counted_to_the_stop) {
