@@ -353,10 +353,12 @@ int offline_run(const struct config *config, const struct serve_plan *plan) {
     while (status == STATUS_OK && !offline.interrupted && !(offline.input_ended && offline.n_jobs == 0)) {
         status = loop_once(&offline);
     }
+    if (fflush(stdout) != 0 && status == STATUS_OK) {
+        status = status_fail_errno(STATUS_IO, "standard output");
+    }
     if (status != STATUS_OK) {
         fprintf(stderr, "tandem generate: %s\n", status_text());
     }
-    fflush(stdout);
     clean_up(&offline);
     return status == STATUS_OK && !offline.failed ? 0 : 1;
 }
