@@ -288,7 +288,7 @@ static enum status start_engine(struct offline *offline, const struct config *co
 
 static enum status start(struct offline *offline, const struct config *config) {
     const struct serve_plan *plan = offline->plan;
-    TRY(spawn_seal());
+    spawn_seal();
     TRY(spawn_signals(&offline->signal_fd));
     offline->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (offline->wake_fd < 0) {

@@ -208,6 +208,14 @@ def a_file_that_does_not_take_the_last_lines_is_a_failure():
     expect("standard output" in done.stderr, done.stderr)
 
 
+@test
+def an_output_that_is_closed_is_a_failure():
+    done = subprocess.run([PROGRAM, "generate", "configs/cpu-x1.yaml"], input=json.dumps(question("3 + 4 = ?")) + "\n",
+                          stderr=subprocess.PIPE, text=True, timeout=60, cwd=ROOT, preexec_fn=lambda: os.close(1))
+    expect_equal(done.returncode, 1, f"exit code ({done.stderr})")
+    expect("standard output" in done.stderr, done.stderr)
+
+
 def write_shape(directory, **changes):
     """A small model that is nothing but its configuration, with more ids than the tokenizer knows."""
     config = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 96, "intermediate_size": 200,
