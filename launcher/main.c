@@ -1,7 +1,9 @@
 /* tandem: one program, a subcommand for each thing it does. */
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "launcher/args.h"
 #include "launcher/commands.h"
@@ -51,7 +53,19 @@ static void print_help(FILE *out) {
           out);
 }
 
+/* No file or socket takes the place of a standard stream that a parent closed. Input and output fail as they would, and
+ * what is said on standard error is lost. */
+static void fill_standard_streams(void) {
+    static const int flags[] = {O_WRONLY, O_RDONLY, O_WRONLY};
+    for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++) {
+        if (fcntl(fd, F_GETFD) < 0) {
+            (void)open("/dev/null", flags[fd]); /* gets the lowest number that is free */
+        }
+    }
+}
+
 int main(int argc, char **argv) {
+    fill_standard_streams();
     /* A reader that goes away shows as a failed write. */
     signal(SIGPIPE, SIG_IGN);
     /* Some parents leave it ignored; children would be reaped unseen then. */

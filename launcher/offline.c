@@ -288,7 +288,7 @@ static enum status start_engine(struct offline *offline, const struct config *co
 
 static enum status start(struct offline *offline, const struct config *config) {
     const struct serve_plan *plan = offline->plan;
-    TRY(spawn_seal());
+    spawn_seal();
     TRY(spawn_signals(&offline->signal_fd));
     offline->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (offline->wake_fd < 0) {
@@ -353,10 +353,12 @@ int offline_run(const struct config *config, const struct serve_plan *plan) {
     while (status == STATUS_OK && !offline.interrupted && !(offline.input_ended && offline.n_jobs == 0)) {
         status = loop_once(&offline);
     }
+    if (fflush(stdout) != 0 && status == STATUS_OK) {
+        status = status_fail_errno(STATUS_IO, "standard output");
+    }
     if (status != STATUS_OK) {
         fprintf(stderr, "tandem generate: %s\n", status_text());
     }
-    fflush(stdout);
     clean_up(&offline);
     return status == STATUS_OK && !offline.failed ? 0 : 1;
 }

@@ -16,24 +16,15 @@
 
 #include "runtime/base/channel.h"
 
-enum status spawn_seal(void) {
-    int fd;
-    do { /* those that stay open are for the children too */
-        fd = open("/dev/null", O_RDWR);
-    } while (fd >= 0 && fd <= STDERR_FILENO);
-    if (fd < 0) {
-        FAIL_ERRNO(STATUS_IO, "/dev/null");
-    }
-    close(fd);
+void spawn_seal(void) {
     struct rlimit limit;
     if (syscall(SYS_close_range, 3u, ~0u, CLOSE_RANGE_CLOEXEC) == 0 || getrlimit(RLIMIT_NOFILE, &limit) != 0) {
-        return STATUS_OK;
+        return;
     }
     /* A kernel before 5.11. */
     for (int i = 3; i < (int)(limit.rlim_cur < 65536 ? limit.rlim_cur : 65536); i++) {
         fcntl(i, F_SETFD, FD_CLOEXEC); /* most are not open */
     }
-    return STATUS_OK;
 }
 
 /* The program's first and last words between fork and exec: only calls that are safe after a fork of a process with

@@ -18,9 +18,8 @@ struct child {
     int control_fd; /* our end, non-blocking, close-on-exec; -1: none */
 };
 
-/* Keeps descriptors that we were started with and know nothing of from our children, and makes sure that 0 to 2 are
- * open, so that no socket is taken for a standard stream. To be called first. */
-enum status spawn_seal(void);
+/* Keeps descriptors that we were started with and know nothing of from our children. To be called first. */
+void spawn_seal(void);
 
 /* Starts the program with these arguments (a NULL-terminated list that begins with its name). */
 enum status spawn_child(const char *const *arguments, struct child *child);

@@ -161,7 +161,7 @@ static void raise_descriptor_limit(void) {
 static enum status start(struct supervisor *supervisor) {
     const struct config *config = supervisor->config;
     const struct serve_plan *plan = supervisor->plan;
-    TRY(spawn_seal());
+    spawn_seal();
     raise_descriptor_limit();
     TRY(spawn_signals(&supervisor->signal_fd));
     TRY(listener_bind("http", config->http.host, config->http.port, &supervisor->http));

@@ -73,8 +73,9 @@ static enum status cut_url(struct http_client *client, const char *url) {
     if (*at == ':') {
         at++;
         port_size = strspn(at, "0123456789");
-        if (port_size == 0 || port_size > 5) {
-            FAIL(STATUS_INVALID, "URL \"%s\": the port must be a number", url);
+        unsigned long port = strtoul(at, NULL, 10); /* getaddrinfo() would take its lowest 16 bits */
+        if (port_size == 0 || port_size > 5 || port == 0 || port > UINT16_MAX) {
+            FAIL(STATUS_INVALID, "URL \"%s\": the port must be a number from 1 to 65535", url);
         }
         memcpy(client->port, at, port_size);
         at += port_size;

@@ -108,7 +108,9 @@ void http_parser_next(struct http_parser *parser) {
 }
 
 bool http_parser_in_request(const struct http_parser *parser) {
-    return parser->state == STATE_BODY || (parser->state == STATE_HEAD && parser->head.size > 0);
+    const struct buf *head = &parser->head;
+    bool in_head = head->size > 0 && head->data[0] != '\r'; /* which may be the first half of an empty line */
+    return parser->state == STATE_BODY || (parser->state == STATE_HEAD && in_head);
 }
 
 const struct http_request *http_parser_request(const struct http_parser *parser) {

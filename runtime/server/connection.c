@@ -216,7 +216,6 @@ static void note_progress(struct connection *connection, enum http_event event) 
 
 static void begin_request(struct connection *connection, const struct http_request *request) {
     connection->busy = true;
-    connection->head_only = request->method == HTTP_METHOD_HEAD;
     connection->n_requests++;
     connection->keep_alive = request->keep_alive && connection->n_requests < connection->server->limits.max_requests &&
                              !connection->server->draining;
@@ -224,9 +223,9 @@ static void begin_request(struct connection *connection, const struct http_reque
 
 static void on_event(struct connection *connection, enum http_event event) {
     const struct http_request *request = http_parser_request(connection->parser);
+    connection->head_only = request->method == HTTP_METHOD_HEAD; /* of one that is refused, too */
     if (event == HTTP_HEAD_DONE) {
         connection->keep_alive = request->keep_alive;
-        connection->head_only = request->method == HTTP_METHOD_HEAD;
         if (routes_check_head(connection, request) && request->expect_continue) {
             buf_append_text(&connection->out, "HTTP/1.1 100 Continue\r\n\r\n");
             connection_flush(connection);

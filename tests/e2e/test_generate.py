@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import tempfile
@@ -189,6 +190,30 @@ def a_reader_that_goes_away_ends_it():
     expect_equal(process.wait(20), 1, f"exit code ({errors})")
     expect("standard output" in errors, errors)
     process.stderr.close()
+
+
+@test
+def a_file_that_does_not_take_the_last_lines_is_a_failure():
+    most = 1 << 40  # as a full disk would; what the program shares with its workers is smaller
+
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+    with tempfile.TemporaryFile() as out:
+        out.seek(most)
+        done = subprocess.run([PROGRAM, "generate", "configs/cpu-x1.yaml"], input=json.dumps(question("3 + 4 = ?")) + "\n",
+                              stdout=out, stderr=subprocess.PIPE, text=True, timeout=60, cwd=ROOT, preexec_fn=limit)
+    expect_equal(done.returncode, 1, f"exit code ({done.stderr})")
+    expect("standard output" in done.stderr, done.stderr)
+
+
+@test
+def an_output_that_is_closed_is_a_failure():
+    done = subprocess.run([PROGRAM, "generate", "configs/cpu-x1.yaml"], input=json.dumps(question("3 + 4 = ?")) + "\n",
+                          stderr=subprocess.PIPE, text=True, timeout=60, cwd=ROOT, preexec_fn=lambda: os.close(1))
+    expect_equal(done.returncode, 1, f"exit code ({done.stderr})")
+    expect("standard output" in done.stderr, done.stderr)
 
 
 def write_shape(directory, **changes):

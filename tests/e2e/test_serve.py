@@ -7,11 +7,12 @@ import shutil
 import signal
 import socket
 import struct
+import subprocess
 import tempfile
 import threading
 import time
 
-from support import (MODEL, Server, answer_of, children, command_line, expect, expect_equal, in_threads, kill, main, run, stream, sums, test, wait_for)
+from support import (MODEL, PROGRAM, ROOT, Server, answer_of, children, command_line, expect, expect_equal, in_threads, kill, main, run, stream, sums, test, wait_for)
 
 
 @test
@@ -140,6 +141,11 @@ def standard_streams_that_are_closed_are_not_taken_by_others():
     server = Server(before=lambda: os.close(2))
     for pid in [server.pid, *children(server.pid)]:
         expect_equal(os.readlink(f"/proc/{pid}/fd/2"), "/dev/null", f"standard error of {command_line(pid)}")
+    for url in f"http://{server.host}:{server.port}", f"tcp://{server.host}:{server.tcp_port}":
+        chat = subprocess.run([PROGRAM, "chat", url, "--once", "3 + 4 = ?"], stderr=subprocess.PIPE, text=True, cwd=ROOT,
+                              timeout=30, preexec_fn=lambda: os.close(1))
+        expect_equal(chat.returncode, 1, f"exit code of {url} ({chat.stderr})")
+        expect("standard output" in chat.stderr, chat.stderr)
     server.stop()
 
 

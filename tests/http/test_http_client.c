@@ -70,3 +70,13 @@ TEST(host_of_an_ipv6_address_is_in_brackets) {
     struct sockaddr_in6 address = {.sin6_family = AF_INET6, .sin6_addr = IN6ADDR_LOOPBACK_INIT};
     ask((struct sockaddr *)&address, sizeof address, "[::1]");
 }
+
+/* The lowest 16 bits of such a number are a port too, which nobody meant. */
+TEST(a_port_is_one_that_a_server_can_have) {
+    const char *const bad[] = {"http://localhost:0",      "http://localhost:65536", "http://[::1]:99999/v1",
+                               "http://localhost:100000", "http://localhost:",      "http://localhost:http"};
+    struct http_client *client;
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        EXPECT_FAILS(http_client_open(bad[i], NULL, 1000, &client), STATUS_INVALID, "the port must be a number");
+    }
+}

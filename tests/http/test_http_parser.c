@@ -166,6 +166,19 @@ TEST(one_connection_carries_many_requests) {
     http_parser_destroy(parser);
 }
 
+/* Its halves may come apart. */
+TEST(an_empty_line_begins_no_request) {
+    struct http_parser *parser = http_parser_create();
+    size_t consumed;
+    EXPECT_EQ(http_parser_feed(parser, "\r", 1, &consumed), HTTP_NEED_MORE);
+    EXPECT(!http_parser_in_request(parser));
+    EXPECT_EQ(http_parser_feed(parser, "\n", 1, &consumed), HTTP_NEED_MORE);
+    EXPECT(!http_parser_in_request(parser));
+    EXPECT_EQ(http_parser_feed(parser, "G", 1, &consumed), HTTP_NEED_MORE);
+    EXPECT(http_parser_in_request(parser));
+    http_parser_destroy(parser);
+}
+
 TEST(limits_have_their_own_status) {
     struct buf text = {0};
     buf_append_text(&text, "GET /");

@@ -340,6 +340,12 @@ TEST(models_health_ready) {
     EXPECT_EQ(response.status, 404);
     EXPECT(raw_at_end(fd));
     close(fd);
+    fd = raw_connect(&rig);
+    raw_send(fd, "HEAD /health HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999\r\n\r\n"); /* or for its head */
+    raw_read_head(fd, &response);
+    EXPECT_EQ(response.status, 413);
+    EXPECT(raw_at_end(fd));
+    close(fd);
     response_free(&response);
     rig_stop(&rig);
 }
