@@ -215,9 +215,9 @@ static uint32_t draw(const struct vec_ops *vec, const float *x, uint32_t n, cons
         sums[n_blocks] = vec->weight_sum(x + i, n - i < DRAW_BLOCK ? n - i : DRAW_BLOCK, filter);
         total += sums[n_blocks++];
     }
-    /* uniform is an odd multiple of 2^-25 below 1; total x uniform is exact in two halves. */
-    uint64_t ticks = (uint64_t)(uniform * 33554432.0f);
-    uint64_t target = (total >> 25) * ticks + (((total & 0x1ffffff) * ticks) >> 25);
+    /* uniform is an odd multiple of 2^-24 below 1; total x uniform is exact in two halves. */
+    uint64_t ticks = (uint64_t)(uniform * 16777216.0f);
+    uint64_t target = (total >> 24) * ticks + (((total & 0xffffff) * ticks) >> 24);
     uint32_t block = 0;
     while (block + 1 < n_blocks && target >= sums[block]) {
         target -= sums[block++];

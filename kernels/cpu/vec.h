@@ -131,7 +131,7 @@ static inline float vec_lane_sum(const float lanes[16]) {
 }
 
 /* A probability relative to the most likely token's, 0 .. 1, in units of 2^-43, cut off. 2^20 of them fit a 64-bit sum
- * and their sum has one value in any order. What is lost, 2^-43 a token, is far below the 2^-25 that a draw resolves.
+ * and their sum has one value in any order. What is lost, 2^-43 a token, is far below the 2^-24 that a draw resolves.
  */
 static inline uint64_t vec_weight(float p) {
     uint32_t bits = f32_to_bits(p);

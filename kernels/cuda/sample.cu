@@ -160,11 +160,11 @@ static __device__ void keep_nucleus(struct row *row, float top_p) {
 /* Takes floor(u W) of the W units of weight that are left, and the token in whose share, in ascending id order, that
  * unit lies. */
 static __device__ uint32_t draw(const struct row &row, float uniform) {
-    /* uniform is an odd multiple of 2^-25 below 1; total x uniform is exact in two halves. */
-    uint64_t ticks = (uint64_t)(uniform * 33554432.0f);
+    /* uniform is an odd multiple of 2^-24 below 1; total x uniform is exact in two halves. */
+    uint64_t ticks = (uint64_t)(uniform * 16777216.0f);
     return find_in_order(
         row, [&](float x, uint32_t id) { return weight_of(row.filter, x, id); },
-        [=](uint64_t total) { return (total >> 25) * ticks + (((total & 0x1ffffff) * ticks) >> 25); });
+        [=](uint64_t total) { return (total >> 24) * ticks + (((total & 0xffffff) * ticks) >> 24); });
 }
 
 static __device__ uint32_t choose(struct row *row, const struct extremes &extremes,

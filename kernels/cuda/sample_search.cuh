@@ -55,7 +55,7 @@ struct row {
 };
 
 /* A probability relative to the most likely token's, 0 .. 1, in units of 2^-43, cut off. 2^20 of them fit a 64-bit sum
- * and their sum has one value in any order. What is lost, 2^-43 a token, is far below the 2^-25 that a draw resolves.
+ * and their sum has one value in any order. What is lost, 2^-43 a token, is far below the 2^-24 that a draw resolves.
  */
 static __device__ __forceinline__ uint64_t fixed_weight(float p) {
     uint32_t bits = __float_as_uint(p);

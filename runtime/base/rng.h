@@ -28,12 +28,12 @@ RNG_FUNCTION void philox4x32(uint32_t counter[4], uint32_t key0, uint32_t key1) 
     }
 }
 
-/* Uniform in (0, 1), 24 bits, for the token at `position` (its index in prompt + output) of choice `choice` of a
- * request with `seed`. The value is exact in float. */
+/* Uniform in (0, 1), 23 bits, for the token at `position` (its index in prompt + output) of choice `choice` of a
+ * request with `seed`: an odd multiple of 2^-24, exact in float. With one bit more the largest would round to 1. */
 RNG_FUNCTION float rng_token_uniform(uint64_t seed, uint32_t choice, uint32_t position) {
     uint32_t counter[4] = {position, choice, 0, 0};
     philox4x32(counter, (uint32_t)seed, (uint32_t)(seed >> 32));
-    return ((float)(counter[0] >> 8) + 0.5f) * (1.0f / 16777216.0f);
+    return ((float)(counter[0] >> 9) + 0.5f) * (1.0f / 8388608.0f);
 }
 
 /* Uniform in [-1, 1), 24 bits, for element `number` of the array with that key (splitmix64, Steele et al. 2014, at that

@@ -41,6 +41,19 @@ TEST(philox_matches_known_answers) {
     EXPECT_EQ(pi[3], 0x24126ea1u);
 }
 
+/* The first word of that seed at that position has all of its upper bits set. */
+TEST(random_numbers_of_tokens_are_below_one) {
+    uint32_t largest[4] = {5, 0, 0, 0};
+    philox4x32(largest, 16148477, 0);
+    EXPECT_EQ(largest[0] >> 8, 0xffffff);
+    EXPECT(rng_token_uniform(16148477, 0, 5) < 1.0f);
+    for (uint32_t position = 0; position < 100000; position++) {
+        float uniform = rng_token_uniform(1, 0, position);
+        EXPECT(uniform > 0.0f && uniform < 1.0f);
+        EXPECT_EQ((uint32_t)(uniform * 16777216.0f) % 2, 1); /* no value comes twice as often as the next */
+    }
+}
+
 TEST(f16_round_trips_and_rounds_to_even) {
     for (uint32_t half = 0; half < 0x10000; half++) {
         float value = f16_to_f32((uint16_t)half);

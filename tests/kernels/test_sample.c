@@ -138,6 +138,31 @@ TEST(position_and_choice_vary_the_draw) {
     rig_close(&rig);
 }
 
+/* The largest random number draws the last id that may be drawn, whatever comes behind it. */
+TEST(the_largest_random_number_draws_the_last_id) {
+    enum { N = 5000 };
+    struct rig rig;
+    rig_open(&rig, test_backend(), 1);
+    static const uint32_t ids[5] = {0};
+    float *logits = xcalloc(N, sizeof *logits);
+    struct sample_row rows[3];
+    for (uint32_t i = 0; i < 3; i++) {
+        rows[i] = (struct sample_row){.logits = logits, .n = N, .sampling = plain_sampling(), .ids = ids, .n_ids = 5};
+        rows[i].sampling.seed = 16148477;
+        rows[i].sampling.prompt_len = 5;
+        rows[i].sampling.n_logprobs = 1;
+    }
+    rows[1].sampling.top_k = 3;
+    rows[2].sampling.top_k = 4500;
+    struct step_result *results = sample_rows(&rig, rows, 3, N + 7);
+    EXPECT_EQ(results[0].id, N - 1);
+    EXPECT_EQ(results[1].id, 2);
+    EXPECT_EQ(results[2].id, 4499);
+    free(results);
+    free(logits);
+    rig_close(&rig);
+}
+
 static struct step_result sample_one(struct rig *rig, const struct sample_row *row) {
     struct step_result *results = sample_rows(rig, row, 1, row->n);
     struct step_result result = results[0];
