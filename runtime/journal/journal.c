@@ -429,6 +429,11 @@ uint32_t journal_slots(const struct journal *journal) {
     return journal->n_slots;
 }
 
+uint64_t journal_need(const struct journal_params *params) {
+    struct shape shape;
+    return journal_shape(params, &shape) ? (uint64_t)(shape.n_chunks + shape.n_index) * CHUNK_BYTES : 0;
+}
+
 void journal_usage(const struct journal *journal, size_t *used, size_t *total) {
     uint32_t n_free = atomic_load_explicit(&journal->n_free_chunks, memory_order_relaxed);
     *total = (size_t)journal->n_chunks * CHUNK_BYTES;

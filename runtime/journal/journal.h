@@ -127,6 +127,9 @@ enum status journal_read_prompt(const struct journal *journal, struct journal_ha
 /* Sequences the journal has room for: handles' slots are below it. */
 uint32_t journal_slots(const struct journal *journal);
 
+/* Bytes of the pool that a sequence of these parameters takes; 0 for parameters that are refused. */
+uint64_t journal_need(const struct journal_params *params);
+
 /* Bytes of the pool in use and in all. */
 void journal_usage(const struct journal *journal, size_t *used, size_t *total);
 

@@ -312,6 +312,7 @@ static enum status submit(struct call *call) {
     if (call->replica->failed) {
         FAIL(STATUS_CLOSED, "The model is not available: %s", call->replica->cause);
     }
+    TRY(replicas_check(call->replica, call->request));
     return choices_submit(call);
 }
 

@@ -82,6 +82,33 @@ void replicas_leave(struct server *server, uint64_t user) {
     server->free_entry = (uint32_t)user;
 }
 
+/* ---- room */
+
+enum status replicas_check(const struct replica *replica, const struct request *request) {
+    const struct frontend_init *init = &replica->server->init;
+    uint32_t n = request_sequences(request);
+    if (n > init->limits.n_slots + init->queue_max) {
+        FAIL(STATUS_INVALID, "n: %u answers at once; this server makes %u and lets %u wait: ask for fewer", n,
+             init->limits.n_slots, init->queue_max);
+    }
+    uint64_t need = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        struct engine_request wanted;
+        request_sequence(request, i, &wanted);
+        need += journal_need(&wanted.params);
+    }
+    size_t used;
+    size_t room;
+    journal_usage(replica->journal, &used, &room);
+    if (need > room) {
+        FAIL(STATUS_LIMIT,
+             "max_tokens: %u answers of this length need %llu bytes of the journal, it has %zu: ask for fewer tokens, "
+             "answers or log-probabilities",
+             n, (unsigned long long)need, room);
+    }
+    return STATUS_OK;
+}
+
 /* ---- events */
 
 static void on_event(struct server *server, const struct engine_event *event) {

@@ -100,6 +100,9 @@ void routes_reply_error(struct connection *connection, const struct openai_error
 
 /* The replica for a new call: up before coming up before given up, then the least loaded, then the first. */
 struct replica *replicas_choose(struct server *server);
+/* Refuses a request whose sequences could never be there together: to come again would not help it. */
+enum status replicas_check(const struct replica *replica, const struct request *request);
+
 enum status replicas_open(struct server *server, const int *journals);
 void replicas_close(struct server *server);
 

@@ -284,6 +284,7 @@ static enum status submit(struct tsp_request *request) {
     if (request->replica->failed) {
         FAIL(STATUS_CLOSED, "The model is not available: %s", request->replica->cause);
     }
+    TRY(replicas_check(request->replica, request->request));
     request->prompt_tokens = (uint32_t)request_prompt_tokens(request->request);
     request->state = TSP_ADMITTING;
     tsp_request_make_choices(request, request_sequences(request->request));

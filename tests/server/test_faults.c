@@ -168,6 +168,38 @@ static double decided(struct rig *rig) {
     return n + rig_metric(rig, REFUSED);
 }
 
+static void expect_refused(struct rig *rig, const char *path, const char *body, const char *text) {
+    struct response response = {0};
+    int fd = raw_connect(rig);
+    raw_post(fd, path, "", body);
+    raw_read(fd, &response);
+    EXPECT_EQ(response.status, 400);
+    EXPECT(strstr(buf_cstr(&response.body), text) != NULL);
+    response_free(&response);
+    close(fd);
+}
+
+/* To come again would not help what does not fit an idle server. */
+TEST(what_never_fits_is_not_told_to_come_again) {
+    struct rig rig;
+    struct rig_options options = rig_options();
+    options.cycle = true;
+    options.max_rows = 2;
+    options.queue_max = 2;
+    rig_start(&rig, &options);
+    atomic_store(&rig.groups[0].held, true);
+    expect_refused(&rig, CHAT, "{" QUESTION ",\"n\":5}", "n: 5 answers at once; this server makes 2 and lets 2 wait");
+    rig_stop(&rig);
+
+    options.queue_max = 64;
+    rig_start(&rig, &options);
+    atomic_store(&rig.groups[0].held, true);
+    expect_refused(&rig, "/v1/completions",
+                   "{\"prompt\":[\"a\",\"b\",\"c\",\"d\"],\"n\":16,\"max_tokens\":1000,\"logprobs\":20}",
+                   "max_tokens: 64 answers of this length need");
+    rig_stop(&rig);
+}
+
 TEST(a_full_queue_refuses) {
     struct rig rig;
     struct rig_options options = rig_options();

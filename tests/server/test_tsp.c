@@ -257,6 +257,23 @@ static void four_with_stops(struct tsp_writer *writer) {
     tsp_put_u8(writer, TSP_SUBMIT_ECHO, 1);
 }
 
+TEST(more_choices_than_ever_fit_are_a_wrong_request) {
+    struct rig rig;
+    struct rig_options options = endless_options();
+    struct tsp_client client;
+    options.queue_max = 1;
+    options.max_rows = 2;
+    rig_start(&rig, &options);
+    atomic_store(&rig.groups[0].held, true);
+    tsp_client_open(&client, &rig, NULL);
+    tsp_client_submit(&client, 1, 1, 4, -1, four_with_stops);
+    struct tsp_message message = tsp_client_next(&client);
+    EXPECT_EQ(message.type, TSP_ERROR);
+    EXPECT_EQ(message.body.error.code, TSP_CODE_INVALID);
+    tsp_client_close(&client);
+    rig_stop(&rig);
+}
+
 static void two_choices(struct tsp_writer *writer) {
     tsp_put_u32(writer, TSP_SUBMIT_N, 2);
 }
