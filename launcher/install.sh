@@ -7,7 +7,7 @@ tandem_packages="gcc libc6-dev cmake ninja-build libuv1-dev libyaml-dev libjanss
 tandem_missing_packages() {
     local package missing=""
     for package in "$@"; do
-        dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing="$missing $package"
+        [[ $(dpkg-query -W -f '${Status}' "$package" 2>/dev/null) == *"ok installed"* ]] || missing="$missing $package"
     done
     # llhttp: the library where the distribution has it (Debian 13), else the C sources in node-llhttp (Debian 12).
     if [ ! -f /usr/share/llhttp/llhttp.c ] && [ -z "$(find /usr/include /usr/local/include -name llhttp.h 2>/dev/null)" ]

@@ -54,7 +54,7 @@ tandem_nccl_include() {
 tandem_cuobjdump() {
     local program
     for program in "$(command -v cuobjdump)" /usr/local/cuda/bin/cuobjdump $(tandem_in_wheels bin/cuobjdump); do
-        [ -x "$program" ] && "$program" --version | grep -q 'release 1[3-9]' && echo "$program" && return 0
+        [ -x "$program" ] && [[ $("$program" --version) == *"release 1"[3-9]* ]] && echo "$program" && return 0
     done
     tandem_fetch_wheel nvidia-cuda-cuobjdump || return 1
     program=$(tandem_in_wheels bin/cuobjdump | tail -n 1)
@@ -97,8 +97,9 @@ tandem_install_cuda11() {
     tandem_install nvidia-cuda-toolkit clang-14
 }
 
+# Not by `| grep -q`, here and elsewhere: grep goes at the first match, and with pipefail what still writes then fails.
 tandem_offers_cuda11() {
-    apt-cache policy nvidia-cuda-toolkit 2>/dev/null | grep -q 'Candidate: 11\.8'
+    [[ $(apt-cache policy nvidia-cuda-toolkit 2>/dev/null) == *"Candidate: 11.8"* ]]
 }
 
 # ---- the host's cards
@@ -159,7 +160,7 @@ tandem_config_for() { # tandem_config_for CARD...
 # Sees to NCCL, which more than one card needs, and prints LD_LIBRARY_PATH with the folders of NVIDIA's wheels added.
 tandem_library_path() { # tandem_library_path CARD...
     local folders
-    if [ $# -gt 1 ] && ! ldconfig -p | grep -q 'libnccl\.so\.2 ' && [ -z "$(tandem_in_wheels lib/libnccl.so.2)" ]; then
+    if [ $# -gt 1 ] && [[ $(ldconfig -p) != *"libnccl.so.2 "* ]] && [ -z "$(tandem_in_wheels lib/libnccl.so.2)" ]; then
         tandem_fetch_wheel nvidia-nccl-cu12 || return 1
     fi
     folders=$(printf '%s\n' "${LD_LIBRARY_PATH:-}" $(tandem_in_wheels lib) | sed '/^$/d')
