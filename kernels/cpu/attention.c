@@ -15,7 +15,6 @@
 #include "kernels/cpu/vec.h"
 #include "runtime/base/check.h"
 
-#define MAX_HEAD_DIM KERNEL_MAX_HEAD_DIM
 #define MAX_QUERIES 64 /* that go over a tile together */
 #define SPLIT_POSITIONS 512
 #define SPLIT_MAX_TOKENS 8 /* steps with more tokens are not split */
@@ -50,9 +49,9 @@ struct batch {
     float lanes[MAX_QUERIES * 16];
     float part_max[MAX_QUERIES];
     float part_lanes[MAX_QUERIES * 16];
-    float q[MAX_QUERIES * MAX_HEAD_DIM];
-    float out[MAX_QUERIES * MAX_HEAD_DIM];
-    float part_out[MAX_QUERIES * MAX_HEAD_DIM];
+    float q[MAX_QUERIES * KERNEL_MAX_HEAD_DIM];
+    float out[MAX_QUERIES * KERNEL_MAX_HEAD_DIM];
+    float part_out[MAX_QUERIES * KERNEL_MAX_HEAD_DIM];
 };
 
 static uint32_t round_16(uint32_t n) {
@@ -112,8 +111,8 @@ static void look_ahead(const struct attention_run *run, const struct batch *batc
 
 /* Takes the batch over the tiles of one split, into part_*. */
 static void attend_split(const struct attention_run *run, struct batch *batch, uint32_t split) {
-    float k[VEC_TILE * MAX_HEAD_DIM];
-    float v[VEC_TILE * MAX_HEAD_DIM];
+    float k[VEC_TILE * KERNEL_MAX_HEAD_DIM];
+    float v[VEC_TILE * KERNEL_MAX_HEAD_DIM];
     float scores[MAX_QUERIES * VEC_TILE];
     float rescale[MAX_QUERIES];
     uint32_t n_pos[MAX_QUERIES];
@@ -283,7 +282,7 @@ static void join_item(const void *context, uint32_t item, uint32_t thread) {
     uint32_t head = item % args->n_q_heads;
     const struct chunk *chunk = &run->chunks[token];
     uint32_t kv_len = args->row_kv_len[chunk->row] - (args->row_start[chunk->row + 1] - 1 - token);
-    float out[MAX_HEAD_DIM] = {0};
+    float out[KERNEL_MAX_HEAD_DIM] = {0};
     float lanes[16] = {0};
     float max = -INFINITY;
     for (uint32_t split = 0; split < count_splits(kv_len); split++) {
@@ -336,8 +335,8 @@ static void attention_run(struct kernel_device *device, const void *context) {
 
 enum status cpu_attention(struct kernel_stream *stream, const struct op_attention *args) {
     CHECK(args->workspace != NULL, "attention: workspace is NULL");
-    CHECK(args->kv.head_dim <= MAX_HEAD_DIM, "attention: head_dim is %u, at most %d is served", args->kv.head_dim,
-          MAX_HEAD_DIM);
+    CHECK(args->kv.head_dim <= KERNEL_MAX_HEAD_DIM, "attention: head_dim is %u, at most %d is served",
+          args->kv.head_dim, KERNEL_MAX_HEAD_DIM);
     cpu_enqueue(stream, attention_run, args, sizeof *args);
     return STATUS_OK;
 }

@@ -3,8 +3,6 @@
 #include "kernels/cpu/vec.h"
 #include "runtime/base/check.h"
 
-#define MAX_HEAD_DIM KERNEL_MAX_HEAD_DIM
-
 /* Two rows of a step on one slot are padding rows: each has the same token at position 0, so the first of them writes
  * the cache for all, and no two threads write the same place. They lie side by side. */
 static bool repeats_last_slot(const struct op_rope_kv *args, uint32_t token) {
@@ -29,7 +27,7 @@ static void rope_row(const void *context, uint32_t token, uint32_t thread) {
     size_t plane = (size_t)args->kv.block_size * dim; /* one head of one block */
     size_t place = block * kv_block_elements(&args->kv) + (size_t)(pos % args->kv.block_size) * dim;
     bool write = !repeats_last_slot(args, token);
-    float scratch[MAX_HEAD_DIM];
+    float scratch[KERNEL_MAX_HEAD_DIM];
     for (uint32_t head = 0; head < n_heads; head++) {
         size_t at = ((size_t)token * n_heads + head) * dim;
         char *packed = (char *)args->qkv + at * dtype_bytes(args->dtype);
@@ -57,8 +55,8 @@ static void rope_kv_run(struct kernel_device *device, const void *context) {
 }
 
 enum status cpu_rope_kv(struct kernel_stream *stream, const struct op_rope_kv *args) {
-    CHECK(args->kv.head_dim <= MAX_HEAD_DIM, "rope_kv: head_dim is %u, at most %d is served", args->kv.head_dim,
-          MAX_HEAD_DIM);
+    CHECK(args->kv.head_dim <= KERNEL_MAX_HEAD_DIM, "rope_kv: head_dim is %u, at most %d is served", args->kv.head_dim,
+          KERNEL_MAX_HEAD_DIM);
     cpu_enqueue(stream, rope_kv_run, args, sizeof *args);
     return STATUS_OK;
 }

@@ -12,11 +12,10 @@
 #include "runtime/base/check.h"
 #include "runtime/base/rng.h"
 
-#define MAX_VOCABULARY KERNEL_MAX_VOCABULARY /* bounds what a row keeps on the stack */
 #define DIGIT_BUCKETS 2048
 #define TOP_K_GROUPS 512
 #define DRAW_BLOCK 4096
-#define DRAW_BLOCKS (MAX_VOCABULARY / DRAW_BLOCK)
+#define DRAW_BLOCKS (KERNEL_MAX_VOCABULARY / DRAW_BLOCK)
 
 /* Natural logarithm of a positive normal number, by series, so that it does not depend on the C library:
  * x = m 2^e with m in [sqrt(1/2), sqrt(2)), ln m = 2 artanh((m - 1) / (m + 1)). */
@@ -43,7 +42,7 @@ static double log_series(double x) {
 /* ---- bias and penalties */
 
 struct bitmap {
-    uint64_t word[MAX_VOCABULARY / 64];
+    uint64_t word[KERNEL_MAX_VOCABULARY / 64];
 };
 
 static void bitmap_clear(struct bitmap *bitmap, uint32_t n) {
@@ -281,7 +280,7 @@ static void sample_row(const void *context, uint32_t row, uint32_t thread) {
     const struct step_sampling *sampling = &args->slots.sampling[args->slot[row]];
     uint32_t n = args->n_valid < args->n_columns ? args->n_valid : args->n_columns;
     float *x = args->logits + (size_t)row * args->n_columns;
-    float raw[MAX_VOCABULARY];
+    float raw[KERNEL_MAX_VOCABULARY];
     const float *before = x;
     struct step_result *result = &args->results[row];
     *result = (struct step_result){0};
@@ -317,8 +316,8 @@ static void sample_run(struct kernel_device *device, const void *context) {
 }
 
 enum status cpu_sample(struct kernel_stream *stream, const struct op_sample *args) {
-    CHECK(args->n_columns <= MAX_VOCABULARY, "sample: the vocabulary has %u ids, at most %d are served",
-          args->n_columns, MAX_VOCABULARY);
+    CHECK(args->n_columns <= KERNEL_MAX_VOCABULARY, "sample: the vocabulary has %u ids, at most %d are served",
+          args->n_columns, KERNEL_MAX_VOCABULARY);
     cpu_enqueue(stream, sample_run, args, sizeof *args);
     return STATUS_OK;
 }

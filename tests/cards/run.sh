@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # On a host with one card or two: all that must hold on cards, and every figure of a topology. Builds nothing: it wants
-# `cmake --preset cuda && cmake --build --preset cuda`, with numpy and the CUDA toolkit's compute-sanitizer. Under an
-# hour; the last line reads "N passed, N failed".
+# `cmake --preset cuda && cmake --build --preset cuda`, with numpy and the CUDA toolkit's compute-sanitizer. The last line
+# reads "N passed, N failed".
 #
 #   tests/cards/run.sh [STEP ...]    some steps alone: ops sanitize group sums memory kills soak
 #                                                      decode prefill serve comm load
