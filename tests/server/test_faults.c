@@ -168,6 +168,16 @@ static double decided(struct rig *rig) {
     return n + rig_metric(rig, REFUSED);
 }
 
+/* Two requests run and so many wait; none gets on. */
+static void start_held(struct rig *rig, uint32_t queue_max) {
+    struct rig_options options = rig_options();
+    options.cycle = true;
+    options.max_rows = 2;
+    options.queue_max = queue_max;
+    rig_start(rig, &options);
+    atomic_store(&rig->groups[0].held, true);
+}
+
 static void expect_refused(struct rig *rig, const char *path, const char *body, const char *text) {
     struct response response = {0};
     int fd = raw_connect(rig);
@@ -182,18 +192,11 @@ static void expect_refused(struct rig *rig, const char *path, const char *body, 
 /* To come again would not help what does not fit an idle server. */
 TEST(what_never_fits_is_not_told_to_come_again) {
     struct rig rig;
-    struct rig_options options = rig_options();
-    options.cycle = true;
-    options.max_rows = 2;
-    options.queue_max = 2;
-    rig_start(&rig, &options);
-    atomic_store(&rig.groups[0].held, true);
+    start_held(&rig, 2);
     expect_refused(&rig, CHAT, "{" QUESTION ",\"n\":5}", "n: 5 answers at once; this server makes 2 and lets 2 wait");
     rig_stop(&rig);
 
-    options.queue_max = 64;
-    rig_start(&rig, &options);
-    atomic_store(&rig.groups[0].held, true);
+    start_held(&rig, 64);
     expect_refused(&rig, "/v1/completions",
                    "{\"prompt\":[\"a\",\"b\",\"c\",\"d\"],\"n\":16,\"max_tokens\":1000,\"logprobs\":20}",
                    "max_tokens: 64 answers of this length need");
@@ -202,12 +205,7 @@ TEST(what_never_fits_is_not_told_to_come_again) {
 
 TEST(a_full_queue_refuses) {
     struct rig rig;
-    struct rig_options options = rig_options();
-    options.cycle = true;
-    options.max_rows = 2;
-    options.queue_max = 2;
-    rig_start(&rig, &options);
-    atomic_store(&rig.groups[0].held, true);
+    start_held(&rig, 2);
     /* How many run and how many wait depends on when steps are planned: enough come to fill both. */
     int fds[8];
     for (int i = 0; i < 8; i++) {
